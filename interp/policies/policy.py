@@ -1,0 +1,42 @@
+"""What the rollout loop needs of a policy."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.policies.taps import Tap
+
+State = tuple[Tensor, ...]
+"""Recurrent state of a batch; every tensor has the rows first."""
+
+
+class Step(NamedTuple):
+    """What a policy says about one step of a batch."""
+
+    logits_RN: Float[Tensor, "R N"]
+    value_R: Float[Tensor, " R"]
+    state: State
+
+
+class Policy(Protocol):
+    """A recurrent policy over batches of rows; a row's result never depends on the other rows.
+
+    The rollout loop calls it with a fixed number of rows, so that this also holds to the last bit.
+    """
+
+    @property
+    def sites(self) -> Mapping[str, int]:
+        """Every site that can be recorded or edited, with its width, in the order of computation."""
+        ...
+
+    @property
+    def action_names(self) -> tuple[str, ...]: ...
+
+    def initial_state(self, num_rows: int) -> State:
+        """Zero memory at the start of an episode."""
+        ...
+
+    def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step: ...
