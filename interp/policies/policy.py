@@ -1,7 +1,7 @@
 """What the rollout loop needs of a policy."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +21,7 @@ class Step(NamedTuple):
     state: State
 
 
+@runtime_checkable
 class Policy(Protocol):
     """A recurrent policy over batches of rows; a row's result never depends on the other rows.
 

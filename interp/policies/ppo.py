@@ -11,7 +11,7 @@ their running episodes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -302,7 +302,7 @@ class Trainer:
         }
 
     @classmethod
-    def resume(cls, config: PpoConfig, factory: MettagridFactory, state: dict[str, Any]) -> Self:
+    def resume(cls, config: PpoConfig, factory: MettagridFactory, state: dict[str, Any]) -> "Trainer":
         """The trainer whose `state` this was."""
         trainer = cls(config, factory)
         trainer.update = state["update"]
@@ -317,7 +317,7 @@ class Trainer:
         trainer._replay([played.numpy() for played in state["played"]])
         return trainer
 
-    def _replay(self, played: list[Int32[np.ndarray, "t A"]]) -> None:
+    def _replay(self, played: list[Int32[np.ndarray, "_ A"]]) -> None:
         """Brings every world back to where it stood, by its seed and the actions of its running episode."""
         longest = max(len(actions) for actions in played)
         for offset in range(longest, 0, -1):
@@ -352,7 +352,7 @@ class _Buffers:
     @classmethod
     def empty(
         cls, horizon_steps: int, rows: int, observation_shape: tuple[int, ...], hidden: int
-    ) -> Self:
+    ) -> "_Buffers":
         shape = (horizon_steps, rows)
         return cls(
             np.zeros((*shape, *observation_shape), np.uint8),

@@ -14,7 +14,7 @@ not explain stays untouched.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 Mode = Literal["add", "clamp", "ablate"]
 
 
+@runtime_checkable
 class Tap(Protocol):
     """What a policy calls at each of its sites."""
 

@@ -11,7 +11,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class TokenLstmArchitecture:
         return {"family": FAMILY, **asdict(self)}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
+    def from_json(cls, content: Mapping[str, Any]) -> "TokenLstmArchitecture":
         """Raises ValueError if a field is missing, unknown or of another family."""
         fields = dict(content)
         family = fields.pop("family", None)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int16, Int32, UInt8
@@ -20,12 +20,12 @@ from mettagrid.mettagrid_c import MettaGrid
 from mettagrid.policy.policy_env_interface import PolicyEnvInterface
 
 from interp.records import Facts
+from interp.worlds.labels import COMBAT_COUNTERS
 from interp.worlds.presets import PRESETS, load_config
 from interp.worlds.world import WorldSpec
 
 PADDING = 255
 """Location byte of an unused token."""
-EVENT_COUNTERS = ("attack.hit", "attack.hit_by", "attack.blocked", "attack.defended")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +42,11 @@ class TokenVocabulary:
     """Feature name -> feature byte."""
     tags: tuple[str, ...]
     """Meaning of the value of the feature `tag`."""
+    tells_position: bool
+    """Whether agents see how far they are from where they started; the features exist in either case."""
 
     @classmethod
-    def of(cls, config: MettaGridConfig) -> Self:
+    def of(cls, config: MettaGridConfig) -> "TokenVocabulary":
         interface = PolicyEnvInterface.from_mg_cfg(config)
         return cls(
             window_rows=config.game.obs.height,
@@ -52,6 +54,7 @@ class TokenVocabulary:
             num_tokens=config.game.obs.num_tokens,
             features={feature.name: int(feature.id) for feature in interface.obs_features},
             tags=tuple(interface.tags),
+            tells_position=config.game.obs.global_obs.local_position,
         )
 
 
@@ -63,7 +66,7 @@ class MettagridFactory:
     config_json: str
 
     @classmethod
-    def load(cls, world: str) -> Self:
+    def load(cls, world: str) -> "MettagridFactory":
         """From a preset's name or a `MettaGridConfig` JSON file; ValueError if it is neither or does not play."""
         config = load_config(world)
         factory = cls(
@@ -135,7 +138,7 @@ class MettagridWorld:
         self._object_names = ("empty", *config.game.objects)
         self._resource_names = tuple(config.game.resource_names)
         self._counter_names = tuple(
-            name for name in EVENT_COUNTERS if f'"stat":"{name}"' in factory.config_json
+            name for name in COMBAT_COUNTERS if f'"stat":"{name}"' in factory.config_json
         )
         rows = num_worlds * self.spec.num_agents
         self.observation_R = np.full((rows, *self.spec.observation_shape), PADDING, np.uint8)
@@ -248,7 +251,6 @@ class _Scribe:
         spawn = self._query_agents()
         self._spawn_A2 = np.array([(row, col) for row, col, _ in spawn], np.int16)
         self._team_A = np.array([team for _, _, team in spawn], np.int16)
-        self._has_position_tokens = "lp:east" in vocabulary.features
         self._queried_positions: list[list[tuple[int, int]]] = []
         self.note(first_observation_A)
 
@@ -272,7 +274,7 @@ class _Scribe:
                     for name in self._counter_names
                 ]
             )
-        if not self._has_position_tokens:
+        if not self._vocabulary.tells_position:
             self._queried_positions.append([(row, col) for row, col, _ in self._query_agents()])
 
     def facts(self) -> Facts:
@@ -296,7 +298,7 @@ class _Scribe:
         )
 
     def _position(self, states: UInt8[np.ndarray, "S A N 3"]) -> Int16[np.ndarray, "S A 2"]:
-        if not self._has_position_tokens:
+        if not self._vocabulary.tells_position:
             return np.array(self._queried_positions, np.int16)
         feature = self._vocabulary.features
         is_global = states[..., 0] == 0xFE

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mettagrid.config.filter import actorHas, isNot, sharedTagPrefix, targetHas
 from mettagrid.config.game_value import InventoryValue, stat
-from mettagrid.config.handler_config import AOEConfig, Handler, firstMatch
+from mettagrid.config.handler_config import AOEConfig, FirstMatch, Handler, firstMatch
 from mettagrid.config.mettagrid_config import (
     ActionsConfig,
     AgentConfig,
@@ -66,7 +66,7 @@ def _turret() -> GridObjectConfig:
     )
 
 
-def _attack() -> Handler:
+def _attack() -> FirstMatch:
     """Moving onto an enemy with a laser: armour blocks, else it costs the enemy health and what it carries."""
     foe = isNot(sharedTagPrefix("team:"))
     return firstMatch(

@@ -4,7 +4,7 @@ Rows of every batch are ordered world-major: row e * A + a is agent a of world e
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
@@ -26,6 +26,7 @@ class WorldSpec:
     observation_dtype: str
 
 
+@runtime_checkable
 class World(Protocol):
     """E copies of one environment over shared buffers, which `step` and `reset` overwrite in place."""
 
@@ -46,17 +47,3 @@ class World(Protocol):
     def retire(self, world: int) -> Facts | None:
         """Ends the episode of one copy and returns what the simulator knew, if that was asked for at its reset."""
         ...
-
-
-class WorldFactory(Protocol):
-    """Makes worlds of one kind; small and picklable, so that it can travel to an actor."""
-
-    @property
-    def spec(self) -> WorldSpec: ...
-
-    @property
-    def config(self) -> Any: ...
-
-    """JSON-able: whatever decides how the world behaves. Its hash is part of every id."""
-
-    def __call__(self, num_worlds: int) -> World: ...

@@ -1,0 +1,216 @@
+"""Dictionaries in the store, and the sweep that chooses one.
+
+    dictionaries/<dict_id>/{config.json, weights.safetensors, card.json}
+    sweeps/<sweep_id>.json      all trials of a sweep and the dictionary that was chosen
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cluster.staging import Split, stage
+from cluster.store import Corrupt, Store
+from cluster.studio import Studio
+from cluster.sweep import TrialProgress, load_dictionary, sweep
+from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
+from interp.dictionaries.selection import choose, pareto_front
+from interp.dictionaries.training import SaeConfig, Trainer
+from interp.identity import canonical_json, content_id, parse_json
+from interp.study import DictionaryEntry, TrialEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """What a sweep gave: every trial, and the dictionary chosen among them."""
+
+    trials: tuple[TrialEntry, ...]
+    chosen: DictionaryEntry
+    chosen_config: SaeConfig
+
+
+def dictionary_id(recording_id: str, site: str, config: SaeConfig, *, split: Split, seed: int) -> str:
+    """Same rows, same config, same seed: same dictionary."""
+    return content_id(
+        "d",
+        {
+            "recording": recording_id,
+            "site": site,
+            "config": config.to_dict(),
+            "split": asdict(split),
+            "seed": seed,
+        },
+    )
+
+
+def save(
+    store: Store, dict_id: str, dictionary: Dictionary, origin: Mapping[str, Any]
+) -> DictionaryEntry:
+    """Writes a dictionary, card last; `origin` tells what it was trained on and chosen from."""
+    folder = f"dictionaries/{dict_id}"
+    entry = DictionaryEntry(
+        dict_id=dict_id,
+        d_in=dictionary.d_in,
+        d_sae=dictionary.d_sae,
+        family=dictionary.family,
+        fvu=dictionary.fvu,
+        l0=dictionary.l0,
+        dead_fraction=dictionary.dead_fraction,
+    )
+    for name, content in dictionary.to_bytes().items():
+        store.ensure(f"{folder}/{name}", content)
+    store.create(f"{folder}/card.json", canonical_json({"entry": asdict(entry), **origin}))
+    return entry
+
+
+def find(store: Store, dict_id: str) -> DictionaryEntry | None:
+    """The entry of a dictionary that the store has, or None."""
+    key = f"dictionaries/{dict_id}/card.json"
+    if not store.exists(key):
+        return None
+    try:
+        return DictionaryEntry(**parse_json(store.get(key), source=key)["entry"])
+    except (KeyError, TypeError) as error:
+        raise Corrupt(f"{key}: not a dictionary's card: {error}") from error
+
+
+def load(store: Store, dict_id: str) -> Dictionary:
+    """Raises FileNotFoundError if the store has no such dictionary."""
+    if find(store, dict_id) is None:
+        raise FileNotFoundError(
+            f"dictionary {dict_id} is not in store {store.url}; `sparsight sweep` trains some"
+        )
+    folder = f"dictionaries/{dict_id}"
+    return Dictionary.from_bytes(
+        {name: store.get(f"{folder}/{name}") for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    )
+
+
+def sweep_id(
+    recording_id: str, site: str, configs: Sequence[SaeConfig], *, split: Split, seed: int
+) -> str:
+    return content_id(
+        "w",
+        {
+            "recording": recording_id,
+            "site": site,
+            "configs": [config.to_dict() for config in configs],
+            "split": asdict(split),
+            "seed": seed,
+        },
+    )
+
+
+def find_sweep(store: Store, identity: str) -> SweepResult | None:
+    key = f"sweeps/{identity}.json"
+    if not store.exists(key):
+        return None
+    record = parse_json(store.get(key), source=key)
+    return SweepResult(
+        trials=tuple(TrialEntry(**trial) for trial in record["trials"]),
+        chosen=DictionaryEntry(**record["chosen"]),
+        chosen_config=SaeConfig.from_dict(record["chosen_config"]),
+    )
+
+
+def run_sweep(
+    store: Store,
+    recording_id: str,
+    site: str,
+    configs: Sequence[SaeConfig],
+    *,
+    split: Split,
+    seed: int,
+    target_l0: tuple[float, float] | None,
+    max_concurrent: int,
+    on_progress: Callable[[TrialProgress], None] | None = None,
+) -> SweepResult:
+    """Trains all configs on one recording with Ray Tune, keeps the chosen dictionary and the figures of all trials.
+
+    Resumes a sweep that was cut short. `target_l0` is the range of latents per row that a dictionary should use.
+    """
+    identity = sweep_id(recording_id, site, configs, split=split, seed=seed)
+    staged = stage(store, recording_id, site, split)
+    results = sweep(
+        configs,
+        train_path=staged.train_path,
+        held_out_path=staged.held_out_path,
+        site=site,
+        storage_path=store.local_path("scratch/sweeps"),
+        name=identity,
+        seed=seed,
+        max_concurrent=max_concurrent,
+        on_progress=on_progress,
+    )
+    trials = tuple(
+        TrialEntry(
+            config=result.config.to_dict(),
+            fvu=result.fvu,
+            l0=result.l0,
+            dead_fraction=result.dead_fraction,
+        )
+        for result in results
+    )
+    chosen = choose(results, target_l0=target_l0)
+    entry = save(
+        store,
+        dictionary_id(recording_id, site, chosen.config, split=split, seed=seed),
+        load_dictionary(chosen),
+        {
+            "recording": recording_id,
+            "site": site,
+            "sweep": identity,
+            "config": chosen.config.to_dict(),
+            "pareto_front": [
+                {"config": trial.config.to_dict(), "fvu": trial.fvu, "l0": trial.l0}
+                for trial in pareto_front(results)
+            ],
+        },
+    )
+    store.ensure(
+        f"sweeps/{identity}.json",
+        canonical_json(
+            {
+                "trials": [asdict(trial) for trial in trials],
+                "chosen": asdict(entry),
+                "chosen_config": chosen.config.to_dict(),
+            }
+        ),
+    )
+    return SweepResult(trials=trials, chosen=entry, chosen_config=chosen.config)
+
+
+@dataclass(frozen=True)
+class TrainDictionary:
+    """Task: one dictionary of a known config, on staged activations."""
+
+    recording_id: str
+    site: str
+    config: SaeConfig
+    split: Split
+    seed: int
+
+    @property
+    def dict_id(self) -> str:
+        return dictionary_id(
+            self.recording_id, self.site, self.config, split=self.split, seed=self.seed
+        )
+
+    @property
+    def key(self) -> str:
+        return f"dictionary of {self.recording_id} {self.site}"
+
+    def run(self, studio: Studio) -> DictionaryEntry:
+        train_ND, held_out_ND = read_rows(studio.store, self.recording_id, self.site, self.split)
+        trainer = Trainer(self.config, train_ND, held_out_ND, site=self.site, seed=self.seed)
+        for _ in trainer.run():
+            pass
+        return save(
+            studio.store,
+            self.dict_id,
+            trainer.dictionary(),
+            {
+                "recording": self.recording_id,
+                "site": self.site,
+                "config": self.config.to_dict(),
+            },
+        )

@@ -1,0 +1,174 @@
+"""Following concepts over the checkpoints of a run: a frozen bank of episodes, replayed through every checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cluster import dictionaries
+from cluster.recorder import RecordingConfig, RecordShard, plan_recording
+from cluster.results import Question
+from cluster.staging import Split
+from cluster.studio import Studio
+from cluster.training import TrainedRun
+from interp.comparison.evolution import (
+    LINEAGE_SCHEMA,
+    ConceptScores,
+    FollowedConcept,
+    emergence_index,
+    score_checkpoint,
+)
+from interp.concepts.tracks import Tracks
+from interp.policies.bundle import PolicyCard
+from interp.rollout import Stride
+from interp.worlds.mettagrid import MettagridFactory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvolutionConfig:
+    """The replay bank on which checkpoints are compared."""
+
+    first_env_seed: int = 40_000
+    """Episodes use this environment seed and the ones after it; none of them should have been recorded."""
+    episodes_per_player: int = 20
+    """Episodes by each of three players: the untrained, a half-trained and the last checkpoint of the run."""
+    stride_steps: int = 4
+    """Every so manieth step is scored."""
+
+    def __post_init__(self) -> None:
+        if self.episodes_per_player < 8:
+            raise ValueError(
+                f"episodes_per_player {self.episodes_per_player}: at least 8, for 12 scored episodes in all"
+            )
+
+    def bank(self, run: TrainedRun) -> list[tuple[PolicyCard, RecordingConfig]]:
+        """Who plays which episodes of the bank; no two players share a seed."""
+        last = len(run.checkpoints) - 1
+        players = [run.checkpoints[index] for index in sorted({0, (last + 1) // 2, last})]
+        return [
+            (
+                player,
+                RecordingConfig(
+                    first_env_seed=self.first_env_seed + number * self.episodes_per_player,
+                    num_episodes=self.episodes_per_player,
+                    sites=(),
+                ),
+            )
+            for number, player in enumerate(players)
+        ]
+
+
+@dataclass(frozen=True)
+class ScoreCheckpoint:
+    """Task: scores of all followed concepts at one checkpoint."""
+
+    checkpoint: PolicyCard
+    factory: MettagridFactory
+    bank: tuple[str, ...]
+    """Recordings whose episodes are replayed."""
+    config: EvolutionConfig
+    dict_id: str
+    concepts: tuple[FollowedConcept, ...]
+    split: Split
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.checkpoint.name} at step {self.checkpoint.step}"
+
+    def run(self, studio: Studio) -> list[ConceptScores]:
+        dictionary = dictionaries.load(studio.store, self.dict_id)
+        labels = tuple(dict.fromkeys(concept.label for concept in self.concepts))
+        steps = Stride(self.config.stride_steps)
+        rows = []
+        for number, recording_id in enumerate(self.bank):
+            plan = plan_recording(
+                studio.store,
+                self.checkpoint.policy_id,
+                self.factory,
+                RecordingConfig(
+                    first_env_seed=self.config.first_env_seed
+                    + number * self.config.episodes_per_player,
+                    num_episodes=self.config.episodes_per_player,
+                    sites=(dictionary.site,),
+                    labels=labels,
+                ),
+                steps=steps,
+                replay_of=recording_id,
+            )
+            rows += [
+                RecordShard(plan=plan, shard=shard, factory=self.factory, steps=steps).rows(studio)
+                for shard in plan.shards
+            ]
+        table = pa.concat_tables([part.replace_schema_metadata(None) for part in rows])
+        tracks = Tracks.of(table, site=dictionary.site, labels=labels)
+        return score_checkpoint(
+            tracks,
+            ~self.split.held_out(tracks.env_seed_E),
+            dictionary,
+            self.concepts,
+            seed=self.seed,
+        )
+
+
+def lineage_question(
+    run: TrainedRun,
+    bank: Sequence[str],
+    dict_id: str,
+    concepts: Sequence[FollowedConcept],
+    config: EvolutionConfig,
+    *,
+    split: Split,
+    seed: int,
+) -> Question:
+    """What the table of lineages is made from."""
+    return Question(
+        "lineages",
+        {
+            "evolution": asdict(config),
+            "concepts": [asdict(concept) for concept in concepts],
+            "split": asdict(split),
+            "seed": seed,
+        },
+        {
+            "run": run.run_id,
+            "dictionary": dict_id,
+            **{f"bank_{number}": recording for number, recording in enumerate(bank)},
+        },
+    )
+
+
+def lineage_table(
+    run: TrainedRun, scores: Sequence[tuple[PolicyCard, Sequence[ConceptScores]]]
+) -> pa.Table:
+    """One row per concept and checkpoint, checkpoints ascending, with the step at which the concept emerged."""
+    ordered = sorted(scores, key=lambda pair: pair[0].step)
+    rows = []
+    for number, concept in enumerate(found.concept for found in ordered[0][1]):
+        found_C = [found[number] for _, found in ordered]
+        index = emergence_index(
+            np.array([found.auroc for found in found_C]),
+            np.array([found.null_hi for found in found_C]),
+        )
+        rows += [
+            {
+                "run": run.run_id,
+                "policy_name": run.name,
+                "policy_id": card.policy_id,
+                "step": card.step,
+                "concept": concept.concept,
+                "label": concept.label,
+                "latent": concept.latent,
+                "auroc": found.auroc,
+                "auroc_lo": found.auroc_lo,
+                "auroc_hi": found.auroc_hi,
+                "null_hi": found.null_hi,
+                "probe_auroc": found.probe_auroc,
+                "firing_rate": found.firing_rate,
+                "emergence_step": None if index is None else ordered[index][0].step,
+                "n_episodes": found.n_episodes,
+            }
+            for (card, _), found in zip(ordered, found_C, strict=True)
+        ]
+    return pa.Table.from_pylist(rows, schema=LINEAGE_SCHEMA)

@@ -1,0 +1,255 @@
+"""The stages of a study, each of which finds what the store has and makes what it lacks.
+
+Ray starts when there is first something to make, and one pool of actors serves all stages: a study that is complete
+is read without starting anything.
+"""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import pyarrow as pa
+
+from cluster import dictionaries, recordings, runtime, training
+from cluster.dictionaries import SweepResult, TrainDictionary
+from cluster.evaluation import Evaluate, ReturnEstimate, find_returns
+from cluster.evolution import ScoreCheckpoint, lineage_table
+from cluster.pool import Pool
+from cluster.recorder import RecordShard
+from cluster.recordings import Manifest, Plan
+from cluster.results import Question
+from cluster.scoring import ScoreConcepts, ShowConcepts
+from cluster.staging import Split
+from cluster.steering import SteerBlock, assemble
+from cluster.store import Store
+from cluster.studio import Studio, Task
+from cluster.sweep import TrialProgress
+from cluster.training import TrainedRun, TrainingProgress
+from interp.dictionaries.training import SaeConfig
+from interp.policies.bundle import PolicyCard
+from interp.policies.ppo import PpoConfig
+from interp.rollout import CaptureSteps, EveryStep
+from interp.steering.effects import effects_table
+from interp.study import DictionaryEntry
+from interp.worlds.mettagrid import MettagridFactory
+
+Value = TypeVar("Value")
+Note = Callable[[int, int, str], None]
+"""Called with (done, total, what was done last)."""
+
+
+def _silent(_done: int, _total: int, _what: str) -> None:
+    pass
+
+
+class Laboratory:
+    """A store and, once needed, a pool of actors to fill it with."""
+
+    def __init__(
+        self, store: Store, *, num_actors: int | None = None, worlds_per_actor: int = 16
+    ) -> None:
+        if num_actors is not None and num_actors < 1:
+            raise ValueError(f"actors {num_actors}: at least 1")
+        if worlds_per_actor < 1:
+            raise ValueError(f"worlds_per_actor {worlds_per_actor}: at least 1")
+        self.store = store
+        self.num_actors = num_actors or runtime.worker_count()
+        self.worlds_per_actor = worlds_per_actor
+        self._pool: Pool | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.__exit__(kind, error, traceback)
+            self._pool = None
+        runtime.stop()
+
+    def start_ray(self) -> None:
+        """Twice the CPUs and one: the pool idles while Tune or a training has the cores, and Ray Data needs one."""
+        runtime.start(2 * self.num_actors + 1)
+
+    def make(self, tasks: Sequence[Task[Value]], note: Note = _silent) -> list[Value]:
+        """Results of tasks, in their order; the pool is opened if it is not yet."""
+        if not tasks:
+            return []
+        if self._pool is None:
+            self.start_ray()
+            self._pool = Pool(
+                Studio, args=(self.store,), size=self.num_actors, beside_ray_data=True
+            ).__enter__()
+        values: dict[str, Value] = {}
+        for result in self._pool.run(tasks):
+            values[result.task.key] = result.value
+            note(len(values), len(tasks), result.task.key)
+        return [values[task.key] for task in tasks]
+
+    # --- stages, in the order of a study
+
+    def train(
+        self,
+        configs: Sequence[PpoConfig],
+        on_progress: Callable[[TrainingProgress], None] = lambda _: None,
+    ) -> list[TrainedRun]:
+        """Demo policies; in the order of `configs`."""
+        factories = [MettagridFactory.load(config.world) for config in configs]
+        found = [
+            training.find_run(self.store, config, factory)
+            for config, factory in zip(configs, factories, strict=True)
+        ]
+        if None in found:
+            self.start_ray()
+            return training.train_all(self.store, configs, on_progress=on_progress)
+        return [run for run in found if run is not None]
+
+    def evaluate(
+        self, tasks: Sequence[Evaluate], note: Note = _silent
+    ) -> dict[str, ReturnEstimate]:
+        """Returns by policy; "uniform" is the random policy. All tasks must be of one world."""
+        self.make([task for task in tasks if task.question.find(self.store) is None], note)
+        return find_returns(self.store, tasks)
+
+    def record(
+        self,
+        plans: Sequence[tuple[Plan, MettagridFactory]],
+        note: Note = _silent,
+        *,
+        steps: CaptureSteps = EveryStep(),  # noqa: B008 - frozen
+    ) -> list[Manifest]:
+        """Recordings in the order of their plans; shards that an earlier attempt left are kept."""
+        tasks = []
+        for plan, factory in plans:
+            if self.store.exists(recordings.manifest_key(plan.recording_id)):
+                continue
+            recordings.begin(self.store, plan)
+            tasks += [
+                RecordShard(
+                    plan=plan,
+                    shard=shard,
+                    factory=factory,
+                    steps=steps,
+                    num_worlds=self.worlds_per_actor,
+                )
+                for shard in recordings.missing_shards(self.store, plan)
+            ]
+        self.make(tasks, note)
+        manifests = []
+        for plan, _ in plans:
+            if not self.store.exists(recordings.manifest_key(plan.recording_id)):
+                recordings.commit(self.store, plan)
+            manifests.append(recordings.open_manifest(self.store, plan.recording_id))
+        return manifests
+
+    def sweep(
+        self,
+        recording_id: str,
+        site: str,
+        configs: Sequence[SaeConfig],
+        *,
+        split: Split,
+        seed: int,
+        target_l0: tuple[float, float] | None,
+        on_progress: Callable[[TrialProgress], None] | None = None,
+    ) -> SweepResult:
+        """All trials of a sweep, and the dictionary chosen among them."""
+        identity = dictionaries.sweep_id(recording_id, site, configs, split=split, seed=seed)
+        found = dictionaries.find_sweep(self.store, identity)
+        if found is not None:
+            return found
+        self.start_ray()
+        return dictionaries.run_sweep(
+            self.store,
+            recording_id,
+            site,
+            configs,
+            split=split,
+            seed=seed,
+            target_l0=target_l0,
+            max_concurrent=self.num_actors,
+            on_progress=on_progress,
+        )
+
+    def train_dictionaries(
+        self, tasks: Sequence[TrainDictionary], note: Note = _silent
+    ) -> list[DictionaryEntry]:
+        """Dictionaries of known configs, in the order of the tasks."""
+        found = [dictionaries.find(self.store, task.dict_id) for task in tasks]
+        made = iter(
+            self.make([task for task, entry in zip(tasks, found, strict=True) if entry is None], note)
+        )
+        return [entry if entry is not None else next(made) for entry in found]
+
+    def answer(
+        self, tasks: Sequence[ScoreConcepts] | Sequence[ShowConcepts], note: Note = _silent
+    ) -> list[pa.Table]:
+        """Tables that single tasks compute, in their order."""
+        found = [task.question.find(self.store) for task in tasks]
+        made = iter(
+            self.make([task for task, table in zip(tasks, found, strict=True) if table is None], note)
+        )
+        return [table if table is not None else next(made) for table in found]
+
+    def steer(
+        self,
+        questions: Sequence[tuple[Question, Sequence[SteerBlock], str]],
+        note: Note = _silent,
+        *,
+        seed: int,
+    ) -> list[pa.Table]:
+        """Effects of each policy's concepts; a question comes with the blocks that answer it and the policy's name."""
+        found = [question.find(self.store) for question, _, _ in questions]
+        todo = [
+            block
+            for (_, blocks, _), table in zip(questions, found, strict=True)
+            if table is None
+            for block in blocks
+        ]
+        outcome_of = dict(
+            zip((block.key for block in todo), self.make(todo, note), strict=True)
+        )
+        tables = []
+        for (question, blocks, policy_name), table in zip(questions, found, strict=True):
+            if table is None:
+                trials = assemble([(block, outcome_of[block.key]) for block in blocks])
+                table = effects_table(  # noqa: PLW2901
+                    trials,
+                    policy_id=question.inputs["policy"],
+                    policy_name=policy_name,
+                    seed=seed,
+                )
+                question.answer(self.store, table)
+            tables.append(table)
+        return tables
+
+    def follow(
+        self,
+        questions: Sequence[tuple[Question, TrainedRun, Sequence[ScoreCheckpoint]]],
+        note: Note = _silent,
+    ) -> list[pa.Table]:
+        """Lineages of each run's concepts; a question comes with one task per checkpoint."""
+        found = [question.find(self.store) for question, _, _ in questions]
+        todo = [
+            task
+            for (_, _, tasks), table in zip(questions, found, strict=True)
+            if table is None
+            for task in tasks
+        ]
+        scores: dict[str, Any] = dict(
+            zip((task.key for task in todo), self.make(todo, note), strict=True)
+        )
+        tables = []
+        for (question, run, tasks), table in zip(questions, found, strict=True):
+            if table is None:
+                scored: list[tuple[PolicyCard, Any]] = [
+                    (task.checkpoint, scores[task.key]) for task in tasks
+                ]
+                table = lineage_table(run, scored)  # noqa: PLW2901
+                question.answer(self.store, table)
+            tables.append(table)
+        return tables

@@ -1,0 +1,81 @@
+"""Tables of findings in the store: `<kind>/<id>.parquet` beside `<id>.json`, which tells what they were computed from.
+
+The id is a hash of config, inputs and the version of the code, so the same question is answered once.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.recordings import parquet_bytes
+from cluster.store import Corrupt, Store
+from interp.identity import canonical_json, content_id, parse_json, sha256
+
+Kind = Literal["concepts", "effects", "lineages", "returns", "windows"]
+CODE_VERSION = version("sparsight")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A table that can be asked for: what it is made from decides its id."""
+
+    kind: Kind
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Role -> id."""
+
+    @cached_property
+    def id(self) -> str:
+        return content_id(
+            self.kind[0],
+            {
+                "kind": self.kind,
+                "config": self.config,
+                "inputs": self.inputs,
+                "code_version": CODE_VERSION,
+            },
+        )
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.id}.parquet"
+
+    @property
+    def _note_key(self) -> str:
+        return f"{self.kind}/{self.id}.json"
+
+    def find(self, store: Store) -> pa.Table | None:
+        """The answer if it is in the store; Corrupt if it is not what its note says."""
+        if not store.exists(self._note_key):
+            return None
+        note = parse_json(store.get(self._note_key), source=self._note_key)
+        content = store.get(self.key)
+        if sha256(content) != note.get("sha256"):
+            raise Corrupt(
+                f"{self.key}: its bytes are not those that {self._note_key} names; remove both and run again"
+            )
+        return pq.read_table(io.BytesIO(content))
+
+    def answer(self, store: Store, table: pa.Table) -> pa.Table:
+        """Keeps the answer: rows first, note last."""
+        content = parquet_bytes(table)
+        store.ensure(self.key, content)
+        store.ensure(
+            self._note_key,
+            canonical_json(
+                {
+                    "config": self.config,
+                    "inputs": self.inputs,
+                    "code_version": CODE_VERSION,
+                    "rows": table.num_rows,
+                    "sha256": sha256(content),
+                }
+            ),
+        )
+        return table

@@ -1,0 +1,117 @@
+"""Steering on the pool: one task plays all arms of one concept on one block of environment seeds."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from cluster.results import Question
+from cluster.studio import Studio
+from interp.steering.arms import SteeredLatent, SteeringConfig, arms
+from interp.steering.effects import ConceptTrials, outcome_names
+from interp.steering.trials import play_arms
+from interp.worlds.mettagrid import MettagridFactory
+
+
+@dataclass(frozen=True)
+class SteerBlock:
+    """Task: outcomes of every arm of one concept on some seeds, the unedited rollout first."""
+
+    policy_id: str
+    factory: MettagridFactory
+    latent: SteeredLatent
+    config: SteeringConfig
+    seed: int
+    """Of the random directions."""
+    env_seeds: tuple[int, ...]
+    labels: tuple[str, ...]
+    num_worlds: int = 32
+
+    @property
+    def key(self) -> str:
+        return f"{self.policy_id} {self.latent.concept} seeds {self.env_seeds[0]}-{self.env_seeds[-1]}"
+
+    def run(self, studio: Studio) -> Float64[np.ndarray, "arms+1 E O"]:
+        return play_arms(
+            studio.policy(self.policy_id),
+            studio.world(self.factory, self.num_worlds),
+            arms(self.latent, self.config, seed=self.seed),
+            self.env_seeds,
+            labels=self.labels,
+        )
+
+
+def steering_blocks(
+    policy_id: str,
+    factory: MettagridFactory,
+    latents: Sequence[SteeredLatent],
+    config: SteeringConfig,
+    *,
+    seed: int,
+    labels: Sequence[str],
+    seeds_per_block: int = 4,
+    num_worlds: int = 32,
+) -> list[SteerBlock]:
+    """The tasks of a steering experiment, concept by concept."""
+    env_seeds = list(config.env_seeds)
+    return [
+        SteerBlock(
+            policy_id=policy_id,
+            factory=factory,
+            latent=latent,
+            config=config,
+            seed=seed,
+            env_seeds=tuple(env_seeds[start : start + seeds_per_block]),
+            labels=tuple(labels),
+            num_worlds=num_worlds,
+        )
+        for latent in latents
+        for start in range(0, len(env_seeds), seeds_per_block)
+    ]
+
+
+def assemble(
+    outcomes: Sequence[tuple[SteerBlock, Float64[np.ndarray, "arms+1 E O"]]],
+) -> list[ConceptTrials]:
+    """Blocks of the same concept put together, in the order of their seeds and whatever order they came in."""
+    by_concept: dict[str, list[tuple[SteerBlock, Float64[np.ndarray, "arms+1 E O"]]]] = {}
+    for block, outcome in outcomes:
+        by_concept.setdefault(block.latent.concept, []).append((block, outcome))
+    trials = []
+    for concept in sorted(by_concept):
+        blocks = sorted(by_concept[concept], key=lambda pair: pair[0].env_seeds)
+        first = blocks[0][0]
+        trials.append(
+            ConceptTrials(
+                latent=first.latent,
+                arms=tuple(arms(first.latent, first.config, seed=first.seed)),
+                outcome_names=outcome_names(first.labels),
+                outcome_XEO=np.concatenate([outcome for _, outcome in blocks], axis=1),
+            )
+        )
+    return trials
+
+
+def effects_question(
+    policy_id: str,
+    factory: MettagridFactory,
+    concepts_id: str,
+    latents: Sequence[SteeredLatent],
+    config: SteeringConfig,
+    *,
+    seed: int,
+    labels: Sequence[str],
+) -> Question:
+    """What the table of effects is made from."""
+    return Question(
+        "effects",
+        {
+            "world": factory.config,
+            "steering": asdict(config),
+            "concepts": [latent.concept for latent in latents],
+            "labels": list(labels),
+            "seed": seed,
+        },
+        {"policy": policy_id, "concepts": concepts_id},
+    )

@@ -1,0 +1,47 @@
+"""What a worker keeps between tasks, and the tasks' one shape: a small record with a `run`.
+
+A task is a value: its key says what it is, so that it can be repeated, and its result depends on nothing but itself and
+the store. The studio only saves a worker from opening the same policy and converting the same world again.
+"""
+
+from functools import lru_cache
+from typing import Protocol, TypeVar
+
+import torch
+
+from cluster import policies
+from cluster.store import Store
+from interp.policies.token_lstm import TokenLstmPolicy
+from interp.worlds.mettagrid import MettagridFactory, MettagridWorld
+
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Studio:
+    """Opened policies and worlds of one process. Plain class; the pool makes an actor of it."""
+
+    def __init__(self, store: Store) -> None:
+        torch.set_num_threads(1)
+        self.store = store
+        self.policy = lru_cache(maxsize=16)(self._policy)
+        self.world = lru_cache(maxsize=4)(self._world)
+
+    def _policy(self, policy_id: str) -> TokenLstmPolicy:
+        return policies.load(self.store, policy_id)
+
+    def _world(self, factory: MettagridFactory, num_worlds: int) -> MettagridWorld:
+        return factory(num_worlds)
+
+    def run(self, task: "Task[Result_co]") -> Result_co:
+        return task.run(self)
+
+
+class Task(Protocol[Result_co]):
+    """Work for a studio: picklable, and safe to repeat."""
+
+    @property
+    def key(self) -> str:
+        """Unique among the tasks of one call, for messages."""
+        ...
+
+    def run(self, studio: Studio) -> Result_co: ...

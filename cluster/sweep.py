@@ -1,0 +1,394 @@
+"""Which sparsity, which family? Many dictionaries trained on the same rows, as one Ray Tune experiment.
+
+    train.npy, held_out.npy  ->  one trial per config (1 CPU, 1 thread, actors reused)  ->  [TrialResult]
+
+The rows are staged once per node as two `.npy` files that every trial maps into memory; only their paths and
+digests travel. An experiment is named by the hash of all that its numbers depend on, so asking again for the same
+sweep resumes what was cut short and returns what was finished; the number of trials at once never changes a number.
+Tune keeps its own state there as pickles: a storage path must be as trusted as this code.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs
+import ray
+import torch
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune.experiment import Trial
+
+from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
+from interp.dictionaries.metrics import DensitySummary
+from interp.dictionaries.training import Progress, SaeConfig, Trainer, check_rows
+
+logger = logging.getLogger(__name__)
+
+_STATE_FILE = "trainer.pt"
+# After a crash Tune goes by an index that may be a few checkpoints old; with few kept it would point at deleted ones.
+_NUM_CHECKPOINTS = 5
+
+
+class SweepError(RuntimeError):
+    """Some trials failed; the others are kept, and the same call tries the failed ones again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialProgress:
+    """One report of one trial, as it arrives at the driver."""
+
+    trial: int
+    """Position of its config in the list given to `sweep`."""
+    num_trials: int
+    num_done: int
+    """Trials finished, this report included."""
+    config: SaeConfig
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    config: SaeConfig
+    fvu: float
+    """Fraction of variance unexplained on all held-out rows."""
+    l0: float
+    """Latents active per held-out row."""
+    dead_fraction: float
+    """Share of latents silent on every held-out row."""
+    dictionary_uri: str
+    """Folder with the dictionary's files; `load_dictionary` reads it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedRows:
+    """A `.npy` file of [rows, D] float16 or float32 at the same path on every node, and what it must contain."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str | Path) -> "StagedRows":
+        path = Path(path).resolve()
+        return cls(
+            path=str(path),
+            sha256=_file_sha256(str(path), path.stat().st_mtime_ns, path.stat().st_size),
+        )
+
+    def open(self) -> np.ndarray:
+        """Maps the rows read-only, after checking that this node has the right file."""
+        path = Path(self.path)
+        if not path.exists():
+            raise ValueError(
+                f"rows {self.path} not on node {os.uname().nodename}; stage the file on every node"
+            )
+        found = _file_sha256(self.path, path.stat().st_mtime_ns, path.stat().st_size)
+        if found != self.sha256:
+            raise ValueError(
+                f"rows {self.path} have sha256 {found[:16]}, wanted {self.sha256[:16]}; stage them again"
+            )
+        return np.load(self.path, mmap_mode="r")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What all trials of a sweep share."""
+
+    train: StagedRows
+    held_out: StagedRows
+    site: str
+    seed: int
+
+
+class SaeTrial(tune.Trainable):
+    """A `Trainer` in Tune's clothes: one step trains from one report to the next."""
+
+    def setup(self, config: dict[str, Any], inputs: Inputs | None = None) -> None:
+        """Called once per actor; `tune.with_parameters` provides the inputs."""
+        assert inputs is not None
+        logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line per checkpoint
+        logging.getLogger("ray.tune").setLevel(logging.WARNING)
+        torch.set_num_threads(1)
+        self._inputs = inputs
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        # Made at the first step: an error there is the trial's, an error here would be a dead actor.
+        self._config = SaeConfig.from_dict(new_config["trial"]["sae"])
+        self.__dict__.pop("_trainer", None)
+        return True
+
+    @cached_property
+    def _trainer(self) -> Trainer:
+        inputs = self._inputs
+        rows = inputs.train.open(), inputs.held_out.open()
+        return Trainer(self._config, *rows, site=inputs.site, seed=inputs.seed)
+
+    def step(self) -> dict[str, Any]:
+        """The next report, in plain values; its `done` is also what tells Tune that the trial is over."""
+        return asdict(self._trainer.report())
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        torch.save(self._trainer.state_dict(), Path(checkpoint_dir, _STATE_FILE))
+        if self._trainer.done:
+            for name, content in self._trainer.dictionary().to_bytes().items():
+                Path(checkpoint_dir, name).write_bytes(content)
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | str | None) -> None:
+        """Tune gives the folder that `save_checkpoint` wrote to."""
+        assert isinstance(checkpoint, str)
+        self._trainer.load_state_dict(torch.load(Path(checkpoint, _STATE_FILE), weights_only=True))
+
+
+def sweep(
+    configs: Sequence[SaeConfig],
+    *,
+    train_path: str | Path,
+    held_out_path: str | Path,
+    site: str,
+    storage_path: str | Path,
+    name: str,
+    seed: int,
+    max_concurrent: int | None = None,
+    on_progress: Callable[[TrialProgress], None] | None = None,
+) -> list[TrialResult]:
+    """Trains every config on the same rows and seed; results in the order of `configs`.
+
+    Ray must be running. `max_concurrent` is as many trials as there are CPUs unless given. `storage_path` is a folder,
+    or a URL that every node can write. Ctrl-C raises KeyboardInterrupt once the state is saved; call again to go on
+    (with the `max_concurrent` of the first call, which Tune keeps).
+    """
+    if not ray.is_initialized():
+        raise ValueError("Ray is not running; call ray.init before a sweep")
+    if not configs:
+        raise ValueError("no config to train; give at least one")
+    if max_concurrent is not None and max_concurrent < 1:
+        raise ValueError(f"max_concurrent is {max_concurrent}, wanted at least 1")
+    inputs = Inputs(
+        train=StagedRows.of(train_path),
+        held_out=StagedRows.of(held_out_path),
+        site=site,
+        seed=seed,
+    )
+    check_rows(inputs.train.open(), inputs.held_out.open())
+    storage = str(storage_path) if "://" in str(storage_path) else str(Path(storage_path).resolve())
+    experiment = f"{name}-{_digest(configs, inputs)}"
+    experiment_uri = f"{storage}/{experiment}"
+
+    trainable = tune.with_parameters(SaeTrial, inputs=inputs)
+    space = {
+        "trial": tune.grid_search(
+            [{"index": index, "sae": config.to_dict()} for index, config in enumerate(configs)]
+        )
+    }
+    with _listening(experiment_uri, on_progress), _tune_in_the_background():
+        if tune.Tuner.can_restore(experiment_uri):
+            tuner = tune.Tuner.restore(
+                experiment_uri,
+                trainable=trainable,
+                param_space=space,
+                resume_unfinished=True,
+                restart_errored=True,
+            )
+        else:
+            tuner = tune.Tuner(
+                trainable,
+                param_space=space,
+                tune_config=tune.TuneConfig(
+                    reuse_actors=True,
+                    max_concurrent_trials=max_concurrent,
+                    trial_name_creator=_trial_name,
+                    trial_dirname_creator=_trial_name,
+                ),
+                run_config=tune.RunConfig(
+                    name=experiment,
+                    storage_path=storage,
+                    verbose=0,
+                    callbacks=[_Forward(experiment_uri, num_trials=len(configs))],
+                    checkpoint_config=tune.CheckpointConfig(
+                        num_to_keep=_NUM_CHECKPOINTS, checkpoint_frequency=1, checkpoint_at_end=True
+                    ),
+                    failure_config=tune.FailureConfig(max_failures=1),
+                ),
+            )
+        grid = tuner.fit()
+    return _collect(grid, configs, experiment_uri)
+
+
+def load_dictionary(trial: TrialResult) -> Dictionary:
+    """Reads the dictionary of a trial from the sweep's storage."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(trial.dictionary_uri)
+    files = {}
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        with filesystem.open_input_stream(f"{path}/{name}") as stream:
+            files[name] = stream.read()
+    return Dictionary.from_bytes(files)
+
+
+def _collect(
+    grid: tune.ResultGrid, configs: Sequence[SaeConfig], experiment_uri: str
+) -> list[TrialResult]:
+    """Results in the order of `configs`; raises if one failed or the sweep was interrupted."""
+    results = {_trial_index(result.path): result for result in grid}
+    if failed := {index: result.error for index, result in sorted(results.items()) if result.error}:
+        raise SweepError(
+            f"{len(failed)} of {len(configs)} trials failed; {experiment_uri} keeps the others, call again to retry: "
+            + "; ".join(
+                f"trial {index}: {_cause(error)!r} with {configs[index]}"
+                for index, error in failed.items()
+            )
+        )
+    trials = []
+    for index, config in enumerate(configs):
+        result = results.get(index)
+        if result is None or not (result.metrics or {}).get("done"):
+            raise KeyboardInterrupt(
+                f"sweep stopped before trial {index} was done; call again to resume"
+            )
+        assert result.metrics is not None and result.checkpoint is not None
+        checkpoint = Path(result.checkpoint.path)
+        trials.append(
+            TrialResult(
+                config=config,
+                fvu=result.metrics["fvu"],
+                l0=result.metrics["l0"],
+                dead_fraction=result.metrics["dead_fraction"],
+                dictionary_uri=f"{experiment_uri}/{checkpoint.parent.name}/{checkpoint.name}",
+            )
+        )
+    return trials
+
+
+def _digest(configs: Sequence[SaeConfig], inputs: Inputs) -> str:
+    """Hash of all that the numbers of a sweep depend on; where the rows lie is not part of it."""
+    content = {
+        "configs": [config.to_dict() for config in configs],
+        "rows": [inputs.train.sha256, inputs.held_out.sha256],
+        "site": inputs.site,
+        "seed": inputs.seed,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _file_sha256(path: str, modified_ns: int, size: int) -> str:
+    """Digest of a file, computed once per process and version of the file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _trial_name(trial: Trial) -> str:
+    return f"trial-{trial.config['trial']['index']:03d}"
+
+
+def _trial_index(path: str) -> int:
+    return int(Path(path).name.removeprefix("trial-"))
+
+
+def _cause(error: Exception) -> Exception:
+    """What the trial raised, without Ray's wrapping."""
+    return error.cause if isinstance(error, RayTaskError) else error
+
+
+# A listener may hold a progress bar, which cannot be pickled, but Tune pickles its callbacks with the experiment and
+# restores them. So the callback keeps only a key, and the process that runs the sweep keeps the listener.
+_listeners: dict[str, Callable[[TrialProgress], None]] = {}
+
+
+@contextmanager
+def _listening(key: str, listener: Callable[[TrialProgress], None] | None) -> Iterator[None]:
+    if listener is not None:
+        _listeners[key] = listener
+    try:
+        yield
+    finally:
+        _listeners.pop(key, None)
+
+
+class _Forward(tune.Callback):
+    """Hands every report to the listener of this process, if there is one."""
+
+    def __init__(self, key: str, *, num_trials: int) -> None:
+        self._key = key
+        self._num_trials = num_trials
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: object,
+    ) -> None:
+        if (listener := _listeners.get(self._key)) is None:
+            return
+        num_done = sum(other.status == Trial.TERMINATED for other in trials if other is not trial)
+        listener(
+            TrialProgress(
+                trial=trial.config["trial"]["index"],
+                num_trials=self._num_trials,
+                num_done=num_done + bool(result["done"]),
+                config=SaeConfig.from_dict(trial.config["trial"]["sae"]),
+                progress=Progress(
+                    **{
+                        name.name: result[name.name]
+                        for name in fields(Progress)
+                        if name.name != "density"
+                    },
+                    density=DensitySummary(**result["density"]),
+                ),
+            )
+        )
+
+
+_TUNE_ENVIRONMENT = {
+    # The new output engine prints a banner and the end of every trial even at verbose=0; the old one is silent.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # No CSV, JSON and TensorBoard copies of what is reported: results are read from the experiment's state.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Trials may last seconds, so their state is saved every second, on purpose.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the one failure that follows every crash: deleting an old checkpoint that is already deleted."""
+    is_missing_file = record.exc_info is not None and record.exc_info[0] is FileNotFoundError
+    return not (is_missing_file and "Error handling checkpoint" in record.getMessage())
+
+
+@contextmanager
+def _tune_in_the_background() -> Iterator[None]:
+    """Keeps Tune off the terminal, and gives Ctrl-C back afterwards (Tune leaves its own handler behind)."""
+    environment = {name: os.environ.get(name) for name in _TUNE_ENVIRONMENT}
+    level = (tune_logger := logging.getLogger("ray.tune")).level
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    os.environ.update(_TUNE_ENVIRONMENT)
+    tune_logger.setLevel(logging.ERROR)
+    controller_logger = logging.getLogger("ray.tune.execution.tune_controller")
+    controller_logger.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        controller_logger.removeFilter(_is_news)
+        tune_logger.setLevel(level)
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        if in_main_thread:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

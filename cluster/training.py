@@ -1,0 +1,175 @@
+"""Training demo policies as Ray tasks: checkpoints into the store as they come, and exact resume after a kill.
+
+training/<run_id>.json          the finished run: its config and its checkpoints
+scratch/training/<run_id>.pt    the trainer's state while the run is under way
+"""
+
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import torch
+
+from cluster import policies
+from cluster.store import Corrupt, Store
+from interp.identity import canonical_json, content_id, parse_json
+from interp.policies.bundle import PolicyBundle, PolicyCard
+from interp.policies.ppo import PpoConfig, PpoProgress, Trainer
+from interp.worlds.mettagrid import MettagridFactory
+
+SAVES_PER_RUN = 16
+"""How often the trainer's state is kept: a killed run loses at most this share of its time."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedRun:
+    """A finished training run."""
+
+    run_id: str
+    name: str
+    world: str
+    checkpoints: tuple[PolicyCard, ...]
+    """From step 0 to the last, ascending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingProgress:
+    run_id: str
+    step: int
+    """Agent-steps so far."""
+    budget: int
+    return_mean: float
+
+
+def run_id(config: PpoConfig, factory: MettagridFactory) -> str:
+    """Same config, same world: same run, to the bit on one kind of machine."""
+    return content_id("t", {"config": asdict(config), "world": factory.config})
+
+
+def run_name(config: PpoConfig, factory: MettagridFactory) -> str:
+    return f"{factory.name}-s{config.seed}"
+
+
+def find_run(store: Store, config: PpoConfig, factory: MettagridFactory) -> TrainedRun | None:
+    """The finished run of this config, or None."""
+    key = _run_key(run_id(config, factory))
+    if not store.exists(key):
+        return None
+    record = parse_json(store.get(key), source=key)
+    return TrainedRun(
+        run_id=run_id(config, factory),
+        name=run_name(config, factory),
+        world=factory.name,
+        checkpoints=tuple(
+            policies.read_card(store, policy_id) for policy_id in record["checkpoints"]
+        ),
+    )
+
+
+def train(store: Store, config: PpoConfig) -> Iterator[TrainingProgress]:
+    """Trains one policy from where an earlier attempt left it; commits the run at the end."""
+    torch.set_num_threads(1)
+    factory = MettagridFactory.load(config.world)
+    identity = run_id(config, factory)
+    trainer, checkpoints = _begin(store, config, factory)
+    save_every = max(1, trainer.num_updates // SAVES_PER_RUN)
+    for progress in trainer.train():
+        if progress.checkpoint is not None:
+            checkpoints.append(_keep(store, trainer, progress, factory, identity).policy_id)
+        if progress.done:
+            record = {
+                "config": asdict(config),
+                "world": factory.config,
+                "checkpoints": checkpoints,
+            }
+            store.ensure(_run_key(identity), canonical_json(record))
+        elif trainer.update % save_every == 0:
+            state = io.BytesIO()
+            torch.save({"trainer": trainer.state, "checkpoints": checkpoints}, state)
+            store.replace(_state_key(identity), state.getvalue())
+        yield TrainingProgress(
+            run_id=identity,
+            step=progress.step,
+            budget=trainer.num_updates * trainer.steps_per_update,
+            return_mean=progress.return_mean,
+        )
+
+
+def _begin(store: Store, config: PpoConfig, factory: MettagridFactory) -> tuple[Trainer, list[str]]:
+    """A trainer and the checkpoints that it already has: fresh, or as an interrupted attempt left them."""
+    key = _state_key(run_id(config, factory))
+    if not store.exists(key):
+        return Trainer(config, factory), []
+    state: dict[str, Any] = torch.load(io.BytesIO(store.get(key)), weights_only=True)
+    trainer = Trainer.resume(config, factory, state["trainer"])
+    logger.info("resuming %s at step %d", key, trainer.step)
+    return trainer, list(state["checkpoints"])
+
+
+def _keep(
+    store: Store,
+    trainer: Trainer,
+    progress: PpoProgress,
+    factory: MettagridFactory,
+    identity: str,
+) -> PolicyCard:
+    assert progress.checkpoint is not None
+    return policies.save(
+        store,
+        PolicyBundle.of(trainer.policy.architecture, progress.checkpoint),
+        name=run_name(trainer.config, factory),
+        run=identity,
+        step=progress.step,
+        world=factory.name,
+    )
+
+
+def train_all(
+    store: Store,
+    configs: Sequence[PpoConfig],
+    *,
+    on_progress: Callable[[TrainingProgress], None] = lambda _: None,
+) -> list[TrainedRun]:
+    """Trains every config that the store does not have yet, side by side; runs in the order of `configs`.
+
+    Needs a running Ray if anything is left to train. Up to two runs share a core, so that an odd number of runs leaves
+    no core idle at the end.
+    """
+    factories = [MettagridFactory.load(config.world) for config in configs]
+    todo = [
+        config
+        for config, factory in zip(configs, factories, strict=True)
+        if find_run(store, config, factory) is None
+    ]
+    if todo:
+        cpus = ray.cluster_resources().get("CPU", 1.0)
+        share = max(0.5, min(1.0, cpus / len(todo)))
+        # A streaming task that loses its worker starts again, from the state that it saved last.
+        task = ray.remote(num_cpus=share, max_retries=3, num_returns="streaming")(train)
+        waiting = [task.remote(store, config) for config in todo]
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=None)
+            for stream in ready:
+                try:
+                    on_progress(ray.get(next(stream)))
+                except StopIteration:
+                    continue
+                waiting.append(stream)
+    runs = [
+        find_run(store, config, factory) for config, factory in zip(configs, factories, strict=True)
+    ]
+    if None in runs:
+        raise Corrupt(f"{_run_key('*')}: a training ended without its record; run again")
+    return [run for run in runs if run is not None]
+
+
+def _run_key(identity: str) -> str:
+    return f"training/{identity}.json"
+
+
+def _state_key(identity: str) -> str:
+    return f"scratch/training/{identity}.pt"

@@ -1,0 +1,247 @@
+"""From scores to concepts: every live latent against every label, with the controls beside each score.
+
+All choices (threshold, orientation, best neuron, which latent stands for a label) are made on training episodes; all
+figures are of held-out episodes. The controls of a label are
+
+    neuron        the best single unit of the same site of the same policy
+    pca           the best principal direction of that site
+    random_init   the best latent of a dictionary trained in the same way on the untrained policy, on the same observations
+
+so that a concept which the architecture or the observations would give for nothing is seen to be one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float, Float32
+
+from interp.concepts.controls import pca_directions
+from interp.concepts.scoring import (
+    auroc,
+    auroc_interval,
+    best_feature,
+    best_threshold_f1,
+    episode_permutation_p,
+)
+from interp.concepts.tracks import Tracks
+from interp.dictionaries.dictionary import Dictionary
+from interp.stats import benjamini_hochberg
+from interp.worlds.labels import LABELS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringConfig:
+    """How concepts are scored."""
+
+    stride_steps: int = 4
+    """Every so manieth step is scored; neighbouring steps say nearly the same."""
+    num_permutations: int = 1000
+    """Episode permutations behind each p-value; p is at least 1 / (num_permutations + 1)."""
+    num_resamples: int = 1000
+    """Bootstrap resamples of episodes behind each interval."""
+    num_pca: int = 32
+    """Principal directions among which the best is a control."""
+    min_active_episodes: int = 10
+    """A latent is live if it fires in at least this many held-out episodes; a label is tested if it holds in as many."""
+    max_q_value: float = 0.05
+    """Largest Benjamini-Hochberg q-value of a discovery."""
+    min_auroc: float = 0.6
+    """Smallest AUROC on training episodes of a latent that may stand for a label."""
+
+    def __post_init__(self) -> None:
+        if self.stride_steps < 1:
+            raise ValueError(f"stride_steps {self.stride_steps}: at least 1")
+        if not 0.5 <= self.min_auroc < 1:
+            raise ValueError(f"min_auroc {self.min_auroc}: from 0.5 (chance) to below 1")
+
+
+CONCEPT_SCHEMA = pa.schema(
+    [
+        ("policy_id", pa.string()),
+        ("policy_name", pa.string()),
+        ("dict_id", pa.string()),
+        ("site", pa.string()),
+        ("concept", pa.string()),
+        ("latent", pa.int32()),
+        ("label", pa.string()),
+        ("kind", pa.string()),
+        ("auroc", pa.float64()),
+        ("auroc_lo", pa.float64()),
+        ("auroc_hi", pa.float64()),
+        ("f1", pa.float64()),
+        ("threshold", pa.float64()),
+        ("base_rate", pa.float64()),
+        ("firing_rate", pa.float64()),
+        ("precision", pa.float64()),
+        ("scale", pa.float64()),
+        ("p_value", pa.float64()),
+        ("q_value", pa.float64()),
+        ("null", pa.string()),
+        ("neuron_auroc", pa.float64()),
+        ("pca_auroc", pa.float64()),
+        ("random_init_auroc", pa.float64()),
+        ("n_episodes", pa.int32()),
+        ("description", pa.string()),
+    ]
+)
+"""One row per live latent and label. `concept` is null but for the latent that stands for its label; `scale` is the 99th
+percentile of the latent over the training rows where it fires; `precision` is the share of held-out firings with the label."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Representation:
+    """One site of one policy, seen through its dictionary, on training and on held-out episodes."""
+
+    train: Tracks
+    held_out: Tracks
+    dictionary: Dictionary
+
+    def latents(self, tracks: Tracks) -> Float32[np.ndarray, "E S F"]:
+        flat = torch.from_numpy(tracks.activation_ESD.reshape(-1, self.dictionary.d_in))
+        latent_ESF = self.dictionary.encode(flat).numpy().reshape(*tracks.mask_ES.shape, -1)
+        latent_ESF[~tracks.mask_ES] = 0
+        return latent_ESF
+
+
+def score_concepts(
+    policy: Representation,
+    random_init: Representation,
+    config: ScoringConfig,
+    *,
+    seed: int,
+    identity: Mapping[str, str],
+) -> pa.Table:
+    """The table of all live latents against all labels.
+
+    `identity` gives the columns policy_id, policy_name, dict_id and site. Rows are ordered by label, then by latent.
+    """
+    train, held_out = policy.train, policy.held_out
+    labels = held_out.label_names
+    train_ESF, held_out_ESF = policy.latents(train), policy.latents(held_out)
+    live_F = (held_out_ESF > 0).any(1).sum(0) >= config.min_active_episodes
+    live = np.flatnonzero(live_F)
+    train_ESF, held_out_ESF = train_ESF[..., live], held_out_ESF[..., live]
+
+    train_auroc_FL = auroc(train_ESF, train.label_ESL, train.mask_ES).auroc_FC
+    held_out_table = auroc(held_out_ESF, held_out.label_ESL, held_out.mask_ES)
+    interval = auroc_interval(held_out_table, num_resamples=config.num_resamples, seed=seed)
+    p_FL, null_L = episode_permutation_p(
+        held_out_ESF,
+        held_out.label_ESL,
+        held_out.mask_ES,
+        num_agents=held_out.num_agents,
+        num_permutations=config.num_permutations,
+        min_positive_episodes=config.min_active_episodes,
+        seed=seed,
+    )
+    q_FL = benjamini_hochberg(p_FL)
+    f1_FL, threshold_FL = best_threshold_f1(
+        train_ESF, train.label_ESL, train.mask_ES, held_out_ESF, held_out.label_ESL, held_out.mask_ES
+    )
+    controls = _controls(policy, random_init, config)
+    concept_of = _representatives(train_auroc_FL, held_out_table.auroc_FC, q_FL, config)
+
+    fires_NF = held_out_ESF[held_out.mask_ES] > 0
+    label_NL = held_out.label_ESL[held_out.mask_ES]
+    firing_F = fires_NF.mean(0)
+    precision_FL = (fires_NF.T.astype(np.float32) @ label_NL.astype(np.float32)) / np.maximum(
+        fires_NF.sum(0), 1
+    )[:, None]
+    base_L = label_NL.mean(0)
+    scale_F = _scales(train_ESF[train.mask_ES])
+    rows = [
+        {
+            **identity,
+            "concept": f"{label}:{live[f]}" if concept_of.get(ell) == f else None,
+            "latent": int(live[f]),
+            "label": label,
+            "kind": LABELS[label].kind,
+            "auroc": float(held_out_table.auroc_FC[f, ell]),
+            "auroc_lo": float(interval.lo[f, ell]),
+            "auroc_hi": float(interval.hi[f, ell]),
+            "f1": float(f1_FL[f, ell]),
+            "threshold": float(threshold_FL[f, ell]),
+            "base_rate": float(base_L[ell]),
+            "firing_rate": float(firing_F[f]),
+            "precision": float(precision_FL[f, ell]),
+            "scale": float(scale_F[f]),
+            "p_value": float(p_FL[f, ell]),
+            "q_value": float(q_FL[f, ell]),
+            "null": null_L[ell],
+            **{name: float(best_L[ell]) for name, best_L in controls.items()},
+            "n_episodes": len(held_out.env_seed_E),
+            "description": (
+                f"Fires on {firing_F[f]:.1%} of agent-steps; {label} holds on {precision_FL[f, ell]:.0%} of them, "
+                f"on {base_L[ell]:.0%} of all."
+            ),
+        }
+        for ell, label in enumerate(labels)
+        for f in range(len(live))
+    ]
+    return pa.Table.from_pylist(rows, schema=CONCEPT_SCHEMA)
+
+
+def _controls(
+    policy: Representation, random_init: Representation, config: ScoringConfig
+) -> dict[str, Float[np.ndarray, " L"]]:
+    """Held-out AUROC of the best control of each kind for each label, chosen and oriented on training episodes."""
+    train, held_out = policy.train, policy.held_out
+    pca_DP = pca_directions(train.activation_ESD[train.mask_ES], config.num_pca)
+    sides = {
+        "neuron_auroc": (train.activation_ESD, held_out.activation_ESD, train, held_out),
+        "pca_auroc": (
+            train.activation_ESD @ pca_DP,
+            held_out.activation_ESD @ pca_DP,
+            train,
+            held_out,
+        ),
+        "random_init_auroc": (
+            random_init.latents(random_init.train),
+            random_init.latents(random_init.held_out),
+            random_init.train,
+            random_init.held_out,
+        ),
+    }
+    return {
+        name: best_feature(
+            auroc(train_ESF, on_train.label_ESL, on_train.mask_ES).auroc_FC,
+            auroc(held_out_ESF, on_held_out.label_ESL, on_held_out.mask_ES).auroc_FC,
+        ).auroc_C
+        for name, (train_ESF, held_out_ESF, on_train, on_held_out) in sides.items()
+    }
+
+
+def _representatives(
+    train_auroc_FL: Float[np.ndarray, "F L"],
+    held_out_auroc_FL: Float[np.ndarray, "F L"],
+    q_FL: Float[np.ndarray, "F L"],
+    config: ScoringConfig,
+) -> dict[int, int]:
+    """Label -> the latent that stands for it: the highest training AUROC among discoveries that fire *when* it holds.
+
+    A discovery has q below the limit and a held-out AUROC above one half; labels without any have no representative.
+    """
+    with np.errstate(invalid="ignore"):
+        discovered_FL: Bool[np.ndarray, "F L"] = (
+            (q_FL < config.max_q_value)
+            & (train_auroc_FL >= config.min_auroc)
+            & (held_out_auroc_FL > 0.5)
+        )
+    ranked_FL = np.where(discovered_FL, train_auroc_FL, -np.inf)
+    return {
+        int(ell): int(ranked_FL[:, ell].argmax())
+        for ell in np.flatnonzero(discovered_FL.any(0))
+    }
+
+
+def _scales(latent_NF: Float32[np.ndarray, "N F"]) -> Float[np.ndarray, " F"]:
+    """99th percentile of each latent over the rows where it fires; 0 if it never does."""
+    return np.array(
+        [
+            np.percentile(values[values > 0], 99) if (values > 0).any() else 0.0
+            for values in latent_NF.T
+        ]
+    )

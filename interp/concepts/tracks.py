@@ -1,0 +1,76 @@
+"""Rows of a recording, folded back into episodes: the form in which everything is scored.
+
+E episodes · S samples of an episode (captured steps x agents, step-major, padded to the longest) · D · L labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float32, Int64
+
+from interp.recording import activations, label_columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracks:
+    """One site of one policy and the ground truth beside it, episode by episode."""
+
+    env_seed_E: Int64[np.ndarray, " E"]
+    activation_ESD: Float32[np.ndarray, "E S D"]
+    label_ESL: Bool[np.ndarray, "E S L"]
+    mask_ES: Bool[np.ndarray, "E S"]
+    """False where an episode is shorter than the longest."""
+    label_names: tuple[str, ...]
+    num_agents: int
+
+    @classmethod
+    def of(
+        cls, table: pa.Table, *, site: str, labels: Sequence[str], stride_steps: int = 1
+    ) -> "Tracks":
+        """From rows in the recording's order; every `stride_steps`-th captured step is kept."""
+        env_seed_N = table.column("env_seed").to_numpy()
+        num_agents = int(table.column("agent").to_numpy().max()) + 1
+        starts = np.flatnonzero(np.diff(env_seed_N, prepend=env_seed_N[0] - 1))
+        lengths = np.diff(starts, append=len(env_seed_N))
+        kept = [
+            _every(start, length, num_agents, stride_steps)
+            for start, length in zip(starts, lengths, strict=True)
+        ]
+        longest = max(len(rows) for rows in kept)
+        row_ES = np.zeros((len(kept), longest), np.int64)
+        mask_ES = np.zeros((len(kept), longest), np.bool_)
+        for episode, rows in enumerate(kept):
+            row_ES[episode, : len(rows)] = rows
+            mask_ES[episode, : len(rows)] = True
+        activation_ESD = activations(table, site)[row_ES].astype(np.float32)
+        activation_ESD[~mask_ES] = 0
+        return cls(
+            env_seed_E=env_seed_N[starts],
+            activation_ESD=activation_ESD,
+            label_ESL=label_columns(table, labels)[row_ES] & mask_ES[..., None],
+            mask_ES=mask_ES,
+            label_names=tuple(labels),
+            num_agents=num_agents,
+        )
+
+    def select(self, episode_E: Bool[np.ndarray, " E"]) -> "Tracks":
+        """The episodes for which the mask is true."""
+        return type(self)(
+            env_seed_E=self.env_seed_E[episode_E],
+            activation_ESD=self.activation_ESD[episode_E],
+            label_ESL=self.label_ESL[episode_E],
+            mask_ES=self.mask_ES[episode_E],
+            label_names=self.label_names,
+            num_agents=self.num_agents,
+        )
+
+    def label(self, name: str) -> Bool[np.ndarray, "E S"]:
+        return self.label_ESL[..., self.label_names.index(name)]
+
+
+def _every(start: int, length: int, num_agents: int, stride_steps: int) -> np.ndarray:
+    """Rows of every `stride_steps`-th step of an episode that begins at row `start`."""
+    steps = np.arange(0, length // num_agents, stride_steps)
+    return start + (steps[:, None] * num_agents + np.arange(num_agents)).reshape(-1)

@@ -1,0 +1,63 @@
+"""Who is who: the id of a thing is a hash of its content, or of its config and the ids of its inputs.
+
+Asking for the same thing twice is therefore a no-op, and every figure can be traced to the policies behind it.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+ID_DIGITS = 16
+
+
+def canonical_json(payload: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    """The one spelling of a JSON value: keys sorted, no spaces, ASCII; dataclasses become objects, tuples arrays."""
+    try:
+        text = json.dumps(
+            payload, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"not JSON, so it has no id: {error}") from error
+    return text.encode("ascii")
+
+
+def parse_json(content: bytes, *, source: str) -> dict[str, Any]:
+    """Read a JSON object strictly: no repeated key, no NaN or infinity. `source` is named in every error."""
+    try:
+        payload = json.loads(
+            content, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source}: not readable as JSON: {error}") from error
+    if not isinstance(payload, dict):
+        raise ValueError(f"{source}: found a JSON {type(payload).__name__}, wanted an object")
+    return payload
+
+
+def sha256(content: bytes) -> str:
+    """64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def content_id(prefix: str, payload: Any) -> str:  # noqa: ANN401 - any JSON value
+    """`<prefix>-<16 hex>`, for instance "p-0123456789abcdef": the hash of the canonical JSON of `payload`."""
+    return f"{prefix}-{sha256(canonical_json(payload))[:ID_DIGITS]}"
+
+
+def _plain(value: object) -> dict[str, Any]:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} {value!r:.80} has no JSON form")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is repeated")
+    return content
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

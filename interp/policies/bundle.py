@@ -1,0 +1,81 @@
+"""A policy as it lies in the store: weights as safetensors, architecture as JSON, and a card for people.
+
+The id of a policy is a hash of its weights and architecture: the same network is the same policy, however it came here.
+No code is ever read from a bundle: the architecture's family chooses one of the readers below.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from interp.identity import ID_DIGITS, canonical_json, sha256
+from interp.policies.token_lstm import FAMILY, TokenLstmArchitecture, TokenLstmPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyCard:
+    """What a person wants to know of a policy before opening it."""
+
+    policy_id: str
+    name: str
+    run: str
+    """Identity of the training run that it is a checkpoint of."""
+    step: int
+    """Agent-steps of training."""
+    world: str
+    """World that it was trained in."""
+    num_parameters: int
+    sites: Mapping[str, int]
+    """Site -> width of every activation that can be recorded or edited."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyBundle:
+    architecture: Mapping[str, Any]
+    weights: bytes
+    """A safetensors file."""
+
+    @classmethod
+    def of(cls, architecture: TokenLstmArchitecture, weights: Mapping[str, Tensor]) -> "PolicyBundle":
+        return cls(
+            architecture=architecture.to_json(),
+            weights=save({name: tensor.contiguous() for name, tensor in weights.items()}),
+        )
+
+    @property
+    def policy_id(self) -> str:
+        digest = sha256(canonical_json(self.architecture) + sha256(self.weights).encode())
+        return f"p-{digest[:ID_DIGITS]}"
+
+    def open(self) -> TokenLstmPolicy:
+        """The policy, ready to play.
+
+        Raises:
+            ValueError: unknown family, or tensors that are missing, unknown, of the wrong shape or not finite.
+        """
+        family = self.architecture.get("family")
+        if family != FAMILY:
+            raise ValueError(
+                f"policy {self.policy_id}: architecture family {family!r}; known: {FAMILY!r}"
+            )
+        architecture = TokenLstmArchitecture.from_json(self.architecture)
+        try:
+            weights = load(self.weights)
+        except SafetensorError as error:
+            raise ValueError(f"policy {self.policy_id}: weights.safetensors: {error}") from error
+        for name, tensor in weights.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"policy {self.policy_id}: tensor {name} holds NaN or infinity")
+        policy = TokenLstmPolicy(architecture)
+        try:
+            policy.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"policy {self.policy_id}: {error}") from error
+        policy.requires_grad_(False)
+        policy.refresh()
+        return policy

@@ -1,0 +1,50 @@
+"""The `sparsight` command: one verb per thing that Sparsight does."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jobs.errors import explain
+
+VERBS = {
+    "pipeline": ("jobs.pipeline", "the main job: train, record, decompose, score, steer, follow, report"),
+    "train-demo": ("jobs.train_demo", "train demo policies by recurrent PPO"),
+    "policies": ("jobs.policies", "list or show the policies of a store"),
+    "record": ("jobs.record", "play a policy and record its activations with ground truth"),
+    "recordings": ("jobs.recordings", "list, show or verify recordings"),
+    "sweep": ("jobs.sweep", "train sparse autoencoders on a recording"),
+    "score": ("jobs.score", "score the latents of a dictionary against every label"),
+    "steer": ("jobs.steer", "steer a policy along its concepts and measure what changes"),
+    "evolve": ("jobs.evolve", "follow concepts over the checkpoints of a training run"),
+    "report": ("jobs.report", "draw the report of a study again"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit status: 0 done, 2 refused, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"sparsight: no verb {verb!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(VERBS[verb][0])
+    with explain():
+        module.main(rest)
+    return 0
+
+
+def _usage() -> str:
+    lines = "\n".join(f"  {verb:<11} {what}" for verb, (_, what) in VERBS.items())
+    return (
+        "usage: sparsight VERB [options]\n\n"
+        "Finds, tests and follows the concepts inside trained reinforcement-learning policies.\n\n"
+        f"{lines}\n\n"
+        "sparsight VERB --help tells more; `sparsight pipeline demo` does everything once, small."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

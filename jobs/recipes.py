@@ -1,0 +1,135 @@
+"""Configurations worth repeating, by name; derive your own with `dataclasses.replace` or on the command line."""
+
+from dataclasses import dataclass, field
+
+from cluster.evaluation import EvaluationConfig
+from cluster.evolution import EvolutionConfig
+from cluster.recorder import RecordingConfig
+from cluster.staging import Split
+from interp.concepts.catalogue import ScoringConfig
+from interp.dictionaries.batch_topk import BatchTopK
+from interp.dictionaries.relu_l1 import ReluL1
+from interp.dictionaries.training import SaeConfig
+from interp.policies.ppo import PpoConfig
+from interp.steering.arms import SteeringConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainDemoConfig:
+    """Demo policies to train: one run per world and seed."""
+
+    worlds: tuple[str, ...] = ("forage", "forage", "hazard")
+    """World of each run: a preset (forage, hazard, arena) or the path of a MettaGridConfig .json file."""
+    seeds: tuple[int, ...] = (0, 1, 0)
+    """Seed of each run."""
+    budget_agent_steps: int = 2_000_000
+    """Length of each run in agent-steps: 2 million take about 80 s on one core."""
+    num_checkpoints: int = 8
+    """Checkpoints of each run: step 0, then each at twice the steps of the one before."""
+
+    def __post_init__(self) -> None:
+        if len(self.worlds) != len(self.seeds):
+            raise ValueError(
+                f"{len(self.worlds)} worlds but {len(self.seeds)} seeds; give one seed for each world"
+            )
+        if len(set(zip(self.worlds, self.seeds, strict=True))) != len(self.worlds):
+            raise ValueError(
+                f"worlds {self.worlds} with seeds {self.seeds}: two runs are the same; change a seed"
+            )
+
+    @property
+    def runs(self) -> list[PpoConfig]:
+        return [
+            PpoConfig(
+                world=world,
+                seed=seed,
+                budget_agent_steps=self.budget_agent_steps,
+                num_checkpoints=self.num_checkpoints,
+            )
+            for world, seed in zip(self.worlds, self.seeds, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """Sparse autoencoders to train on one site, and which of them to keep."""
+
+    site: str = "lstm.h"
+    """Site of the policy whose activations are decomposed."""
+    d_sae: int = 512
+    """Number of latents."""
+    samples: int = 600_000
+    """Rows that each trial sees, counting repeats."""
+    k: tuple[int, ...] = (4, 8, 16, 32)
+    """BatchTopK trials: average number of latents per row."""
+    l1: tuple[float, ...] = (0.03, 0.1, 0.3)
+    """ReLU + L1 trials: weight of the penalty."""
+    target_l0: tuple[float, float] = (6.0, 20.0)
+    """The dictionary with the lowest FVU among those with so many latents per row is kept."""
+
+    def __post_init__(self) -> None:
+        if not (self.k or self.l1):
+            raise ValueError("a sweep of no trials: give values of k, of l1, or both")
+
+    @property
+    def trials(self) -> list[SaeConfig]:
+        families = [*(BatchTopK(k=k) for k in self.k), *(ReluL1(l1=l1) for l1 in self.l1)]
+        return [
+            SaeConfig(family=family, d_sae=self.d_sae, samples=self.samples) for family in families
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineConfig:
+    """The main job: from nothing to a report about the concepts of trained policies."""
+
+    store: str = "./store"
+    """Folder in which everything rests; a second run finds it there."""
+    study: str = "demo"
+    """Name of the study: its report is STORE/studies/STUDY/report.html."""
+    seed: int = 0
+    """Seed of everything that is not an environment: dictionaries, permutations, resamples, random directions."""
+    actors: int | None = None
+    """Actor processes; by default one per core. Never changes a number."""
+    worlds_per_actor: int = 16
+    """Worlds that an actor plays at once while recording. Never changes a number."""
+    concepts_per_policy: int = 2
+    """Concepts of each policy that are steered, followed over training and shown."""
+    train: TrainDemoConfig = field(default_factory=TrainDemoConfig)
+    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+    record: RecordingConfig = field(default_factory=RecordingConfig)
+    split: Split = field(default_factory=Split)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    score: ScoringConfig = field(default_factory=ScoringConfig)
+    steer: SteeringConfig = field(default_factory=SteeringConfig)
+    evolve: EvolutionConfig = field(default_factory=EvolutionConfig)
+
+    def __post_init__(self) -> None:
+        if self.sweep.site not in self.record.sites:
+            raise ValueError(
+                f"sweep.site is {self.sweep.site!r}, but record.sites are {', '.join(self.record.sites)}; "
+                "record the site that is to be decomposed"
+            )
+        seeds = {
+            "evaluate": range(
+                self.evaluate.first_env_seed,
+                self.evaluate.first_env_seed + self.evaluate.num_episodes,
+            ),
+            "record": self.record.env_seeds,
+            "steer": self.steer.env_seeds,
+            "evolve": range(
+                self.evolve.first_env_seed,
+                self.evolve.first_env_seed + 3 * self.evolve.episodes_per_player,
+            ),
+        }
+        names = sorted(seeds, key=lambda name: seeds[name].start)
+        for before, after in zip(names, names[1:], strict=False):
+            if seeds[before].stop > seeds[after].start:
+                raise ValueError(
+                    f"{before} uses environment seeds {seeds[before]}, {after} uses {seeds[after]}: "
+                    "what is scored would have been trained on; move one first_env_seed"
+                )
+
+
+DEMO = PipelineConfig()
+PIPELINES = {"demo": ("Everything once, small: about 6 minutes on 2 cores", DEMO)}

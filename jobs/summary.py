@@ -1,0 +1,30 @@
+"""What a person reads at the end of the main job."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from interp.report.document import Report
+from jobs.progress import Reporter
+
+
+def print_summary(reporter: Reporter, report: Report, path: Path) -> None:
+    """A table of the named concepts, and where the report is."""
+    table = Table(title=f"Concepts of study {report.study.study}", title_justify="left")
+    table.add_column("policy")
+    table.add_column("concept")
+    for heading in ("AUROC", "95 %", "q", "neuron", "PCA", "random init"):
+        table.add_column(heading, justify="right")
+    rows = [row for row in report.concepts.to_pylist() if row["concept"] is not None]
+    for row in sorted(rows, key=lambda row: (row["policy_name"], -row["auroc"])):
+        table.add_row(
+            row["policy_name"],
+            row["concept"],
+            f"{row['auroc']:.3f}",
+            f"{row['auroc_lo']:.3f}-{row['auroc_hi']:.3f}",
+            f"{row['q_value']:.3f}",
+            *(f"{row[name]:.3f}" for name in ("neuron_auroc", "pca_auroc", "random_init_auroc")),
+        )
+    console = reporter.console
+    console.print(table)
+    console.print(f"done in {reporter.elapsed_s:.0f} s; the report is\n  {path}", soft_wrap=True)
