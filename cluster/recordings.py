@@ -177,7 +177,7 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        return _manifest_key(self.recording_id)
+        return manifest_key(self.recording_id)
 
     @property
     def rows(self) -> int:
@@ -260,7 +260,7 @@ def commit(store: Store, plan: Plan) -> Manifest:
 
 def open_manifest(store: Store, recording_id: str) -> Manifest:
     """A finished recording. FileNotFoundError if it is not committed; Corrupt if its manifest was altered."""
-    key = _manifest_key(recording_id)
+    key = manifest_key(recording_id)
     if not store.exists(key):
         raise FileNotFoundError(
             f"no object {key} in store {store.url}: recording {recording_id} is not committed"
@@ -406,5 +406,5 @@ def _folder(recording_id: str) -> str:
     return f"recordings/{recording_id}"
 
 
-def _manifest_key(recording_id: str) -> str:
+def manifest_key(recording_id: str) -> str:
     return f"{_folder(recording_id)}/manifest.json"

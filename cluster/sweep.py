@@ -33,8 +33,6 @@ from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
 from interp.dictionaries.metrics import DensitySummary
 from interp.dictionaries.training import Progress, SaeConfig, Trainer, check_rows
 
-logger = logging.getLogger(__name__)
-
 _STATE_FILE = "trainer.pt"
 # After a crash Tune goes by an index that may be a few checkpoints old; with few kept it would point at deleted ones.
 _NUM_CHECKPOINTS = 5

@@ -144,6 +144,7 @@ class _Batch:
             len(self._tiles) * TILE_ROWS, {site: policy.sites[site] for site in edited}
         )
         self._trial_of = np.full(num_worlds, -1)  # -1: idle
+        self._forced: dict[int, Int32[np.ndarray, "T A"]] = {}
         self._t_of = np.zeros(num_worlds, np.int64)
         self._noise = np.zeros(
             (num_worlds, BLOCK_STEPS, self._agents, len(spec.action_names)), np.float32
@@ -180,6 +181,7 @@ class _Batch:
         rows = range(slot * self._agents, (slot + 1) * self._agents)
         self._trial_of[slot] = -1 if trial_index is None else trial_index
         self._t_of[slot] = 0
+        self._forced.pop(slot, None)
         with torch.inference_mode():  # the states were made in it
             for row in rows:
                 tile, offset = divmod(row, TILE_ROWS)
@@ -190,6 +192,8 @@ class _Batch:
                 self._edits.set_row(row, ())
             return
         trial = self._trials[trial_index]
+        if trial.action_TA is not None:
+            self._forced[slot] = trial.action_TA
         edited = range(self._agents) if trial.agents is None else trial.agents
         for agent, row in enumerate(rows):
             self._edits.set_row(row, trial.edits if agent in edited else ())
@@ -230,12 +234,9 @@ class _Batch:
             )
         noise_RN = self._noise[np.arange(len(self._noise)), step_in_block].reshape(logits_RN.shape)
         action_R = (logits_RN + noise_RN).argmax(1).astype(np.int32)
-        for slot, trial_index in enumerate(self._trial_of):
-            if trial_index >= 0:
-                forced_TA = self._trials[trial_index].action_TA
-                if forced_TA is not None:
-                    rows = slice(slot * self._agents, (slot + 1) * self._agents)
-                    action_R[rows] = forced_TA[self._t_of[slot]]
+        for slot, forced_TA in self._forced.items():
+            rows = slice(slot * self._agents, (slot + 1) * self._agents)
+            action_R[rows] = forced_TA[self._t_of[slot]]
         return action_R
 
     def _ended_slots(self) -> list[int]:

@@ -6,8 +6,8 @@
 Shapes: B rows · D activation width · F latents. Rows are centred and scaled to a mean squared norm of D, and every
 row of W_dec has norm 1: a penalty on h is then the penalty on h weighted by decoder norms.
 
-Written by hand because the buffers can then be reused: 20 to 30% faster than autograd on one thread. A test holds
-it to autograd's gradient.
+Written by hand because the buffers can then be reused: a step of 2048 rows, D 128, F 512 takes 10.1 ms against
+13.4 with autograd (ReLU; 11.4 against 12.6 for BatchTopK; one thread). A test holds it to autograd's gradient.
 """
 
 import torch

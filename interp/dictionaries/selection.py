@@ -34,7 +34,8 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
 def knee(front: Sequence[Trial]) -> Trial:
     """The trial of a Pareto front farthest below the chord between its ends.
 
-    Measured in (log l0, fvu), both scaled to 0 and 1 at the ends. With one or two trials, or a front that bulges upward throughout, this is the one with the lowest fvu.
+    Measured in (log l0, fvu), both scaled to 0 and 1 at the ends. With one or two trials, or a front that bulges
+    upward throughout, this is the one with the lowest fvu.
     """
     if not front:
         raise ValueError(

@@ -58,9 +58,10 @@ class SaeConfig:
     """Share of the budget over which the learning rate rises from 0."""
     decay: float = 0.2
     """Share of the budget, at its end, over which the learning rate falls to 0."""
+    # Early gradients are 100 times larger and would fill Adam's second moment for a thousand steps: without the limit,
+    # recovery of a planted dictionary fell from .997 to .950.
     max_grad_norm: float = 1.0
-    """Larger gradients are scaled to this norm. Early ones are 100 times larger and would fill Adam's second moment
-    for a thousand steps: without this, recovery of a planted dictionary fell from .997 to .950."""
+    """A gradient of larger norm is scaled down to it."""
     reports: int = 10
     """How often held-out metrics are reported over the run."""
     report_rows: int = 8192

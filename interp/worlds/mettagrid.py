@@ -24,8 +24,10 @@ from interp.worlds.labels import COMBAT_COUNTERS
 from interp.worlds.presets import PRESETS, load_config
 from interp.worlds.world import WorldSpec
 
-PADDING = 255
+PADDING = 0xFF
 """Location byte of an unused token."""
+GLOBAL = 0xFE
+"""Location byte of a token about the world or the agent as such."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,9 +280,7 @@ class _Scribe:
             self._queried_positions.append([(row, col) for row, col, _ in self._query_agents()])
 
     def facts(self) -> Facts:
-        states = self._observation_SA[: self._num_states]
-        used = int((states[..., 0] != PADDING).sum(-1).max(initial=1))
-        states = states[:, :, :used]
+        states = self._own_tokens(self._observation_SA[: self._num_states])
         shape = states.shape[:2]
         return Facts(
             map_HW=self._map_HW,
@@ -297,11 +297,24 @@ class _Scribe:
             view_radius=(self._vocabulary.window_rows // 2, self._vocabulary.window_cols // 2),
         )
 
+    @property
+    def _centre(self) -> int:
+        """Location of the agent itself."""
+        return self._vocabulary.window_rows // 2 << 4 | self._vocabulary.window_cols // 2
+
+    def _own_tokens(self, states: UInt8[np.ndarray, "S A N 3"]) -> UInt8[np.ndarray, "S A n 3"]:
+        """The first tokens of every observation: global facts, then the agent itself. Others follow by distance."""
+        for column in range(states.shape[2]):
+            location = states[:, :, column, 0]
+            if not ((location == GLOBAL) | (location == self._centre)).any():
+                return np.ascontiguousarray(states[:, :, :column])
+        return states
+
     def _position(self, states: UInt8[np.ndarray, "S A N 3"]) -> Int16[np.ndarray, "S A 2"]:
         if not self._vocabulary.tells_position:
             return np.array(self._queried_positions, np.int16)
         feature = self._vocabulary.features
-        is_global = states[..., 0] == 0xFE
+        is_global = states[..., 0] == GLOBAL
 
         def displacement(name: str) -> Int16[np.ndarray, "S A"]:
             token = is_global & (states[..., 1] == feature[name])
@@ -313,14 +326,15 @@ class _Scribe:
 
     def _inventory(self, states: UInt8[np.ndarray, "S A N 3"]) -> Int16[np.ndarray, "S A I"]:
         """Own inventory: tokens at the centre of the window; `inv:x:p1` carries the multiples of 256."""
-        centre = (self._vocabulary.window_rows // 2) << 4 | (self._vocabulary.window_cols // 2)
-        own = states[..., 0] == centre
+        own = states[..., 0] == self._centre
         amount_SAI = np.zeros((*states.shape[:2], len(self._resource_names)), np.int16)
+        own_feature = np.where(own, states[..., 1], PADDING)
+        present = set(np.unique(own_feature).tolist())
         for index, resource in enumerate(self._resource_names):
             for suffix, unit in (("", 1), (":p1", 256)):
                 feature = self._vocabulary.features.get(f"inv:{resource}{suffix}")
-                if feature is not None:
-                    token = own & (states[..., 1] == feature)
+                if feature in present:
+                    token = own_feature == feature
                     amount_SAI[..., index] += unit * (states[..., 2] * token).sum(
                         -1, dtype=np.int16
                     )
