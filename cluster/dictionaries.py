@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.staging import Split, stage
+from cluster.staging import Split, read_rows, stage
 from cluster.store import Corrupt, Store
 from cluster.studio import Studio
 from cluster.sweep import TrialProgress, load_dictionary, sweep

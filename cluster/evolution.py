@@ -145,7 +145,8 @@ def lineage_table(
     """One row per concept and checkpoint, checkpoints ascending, with the step at which the concept emerged."""
     ordered = sorted(scores, key=lambda pair: pair[0].step)
     rows = []
-    for number, concept in enumerate(found.concept for found in ordered[0][1]):
+    concepts = [found.concept for found in ordered[0][1]] if ordered else []
+    for number, concept in enumerate(concepts):
         found_C = [found[number] for _, found in ordered]
         index = emergence_index(
             np.array([found.auroc for found in found_C]),

@@ -53,6 +53,8 @@ def start(
     _ensure_token()
     # Ray says on every start that it uses a token; we say so here.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    # Ray Data describes every execution on the terminal; jobs show progress of their own.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     with _environment(WORKER_ENVIRONMENT):
         context = ray.init(
             num_cpus=worker_count() + 1 if num_cpus is None else num_cpus,

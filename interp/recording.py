@@ -115,6 +115,5 @@ def label_columns(table: pa.Table, labels: Sequence[str]) -> Bool[np.ndarray, "N
                 c.removeprefix(LABEL_PREFIX) for c in table.column_names if c.startswith(LABEL_PREFIX)
             ]
             raise ValueError(f"label {label!r} was not recorded; the recording has {', '.join(known)}")
-    return np.stack(
-        [table.column(LABEL_PREFIX + label).to_numpy() for label in labels], axis=1
-    ).astype(bool)
+    columns = [table.column(LABEL_PREFIX + label).to_numpy() for label in labels]
+    return np.array(columns, np.bool_).reshape(len(labels), table.num_rows).T

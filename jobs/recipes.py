@@ -62,7 +62,7 @@ class SweepConfig:
     """Rows that each trial sees, counting repeats."""
     k: tuple[int, ...] = (4, 8, 16, 32)
     """BatchTopK trials: average number of latents per row."""
-    l1: tuple[float, ...] = (0.03, 0.1, 0.3)
+    l1: tuple[float, ...] = (0.5, 1.0, 2.0)
     """ReLU + L1 trials: weight of the penalty."""
     target_l0: tuple[float, float] = (6.0, 20.0)
     """The dictionary with the lowest FVU among those with so many latents per row is kept."""

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 
 from interp.concepts.controls import diff_in_means
 from interp.concepts.scoring import auroc, auroc_interval, null_auroc_quantile
@@ -78,7 +77,8 @@ def score_checkpoint(
 ) -> list[ConceptScores]:
     """Scores of every concept; `fitted_E` marks the episodes on which probes are fitted, the others are scored."""
     fitted, scored = tracks.select(fitted_E), tracks.select(~fitted_E)
-    latent_ESF = _latents(dictionary, scored.activation_ESD)
+    latent_NF = dictionary.encode_rows(scored.activation_ESD.reshape(-1, dictionary.d_in))
+    latent_ESF = latent_NF.reshape(*scored.mask_ES.shape, -1)
     results = []
     for concept in concepts:
         direction_D = diff_in_means(
@@ -111,13 +111,6 @@ def score_checkpoint(
             )
         )
     return results
-
-
-def _latents(
-    dictionary: Dictionary, activation_ESD: Float32[np.ndarray, "E S D"]
-) -> Float32[np.ndarray, "E S F"]:
-    flat = torch.from_numpy(activation_ESD.reshape(-1, activation_ESD.shape[-1]))
-    return dictionary.encode(flat).numpy().reshape(*activation_ESD.shape[:2], -1)
 
 
 def emergence_index(

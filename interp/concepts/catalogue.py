@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Bool, Float, Float32
 
 from interp.concepts.controls import pca_directions
@@ -25,6 +24,7 @@ from interp.concepts.scoring import (
     best_feature,
     best_threshold_f1,
     episode_permutation_p,
+    rank_auroc,
 )
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
@@ -100,8 +100,8 @@ class Representation:
     dictionary: Dictionary
 
     def latents(self, tracks: Tracks) -> Float32[np.ndarray, "E S F"]:
-        flat = torch.from_numpy(tracks.activation_ESD.reshape(-1, self.dictionary.d_in))
-        latent_ESF = self.dictionary.encode(flat).numpy().reshape(*tracks.mask_ES.shape, -1)
+        flat_ND = tracks.activation_ESD.reshape(-1, self.dictionary.d_in)
+        latent_ESF = self.dictionary.encode_rows(flat_ND).reshape(*tracks.mask_ES.shape, -1)
         latent_ESF[~tracks.mask_ES] = 0
         return latent_ESF
 
@@ -125,7 +125,7 @@ def score_concepts(
     live = np.flatnonzero(live_F)
     train_ESF, held_out_ESF = train_ESF[..., live], held_out_ESF[..., live]
 
-    train_auroc_FL = auroc(train_ESF, train.label_ESL, train.mask_ES).auroc_FC
+    train_auroc_FL = rank_auroc(train_ESF, train.label_ESL, train.mask_ES)
     held_out_table = auroc(held_out_ESF, held_out.label_ESL, held_out.mask_ES)
     interval = auroc_interval(held_out_table, num_resamples=config.num_resamples, seed=seed)
     p_FL, null_L = episode_permutation_p(
@@ -207,8 +207,8 @@ def _controls(
     }
     return {
         name: best_feature(
-            auroc(train_ESF, on_train.label_ESL, on_train.mask_ES).auroc_FC,
-            auroc(held_out_ESF, on_held_out.label_ESL, on_held_out.mask_ES).auroc_FC,
+            rank_auroc(train_ESF, on_train.label_ESL, on_train.mask_ES),
+            rank_auroc(held_out_ESF, on_held_out.label_ESL, on_held_out.mask_ES),
         ).auroc_C
         for name, (train_ESF, held_out_ESF, on_train, on_held_out) in sides.items()
     }

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -109,6 +110,10 @@ class Dictionary:
                 f"latents have shape {tuple(latents_BF.shape)}, wanted [rows, {self.d_sae}]"
             )
         return _by_block(self._decode_block, latents_BF, self.d_in)
+
+    def encode_rows(self, x_ND: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N F"]:
+        """`encode` for numpy."""
+        return self.encode(torch.from_numpy(np.ascontiguousarray(x_ND))).numpy()
 
     def _encode_block(self, x_BD: Tensor) -> Tensor:
         z_BF = torch.addmm(self.b_enc, (x_BD - self.mean) / self.scale, self.W_enc)
