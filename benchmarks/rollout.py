@@ -2,12 +2,12 @@
 
     python -m benchmarks.rollout            # or: make bench BENCH=rollout
 
-Both play the preset `forage` with an LSTM(128) policy. Ours records `lstm.h`, `lstm.c`, all labels and keys, down to the
-bytes of a Parquet shard; mettagrid's only plays. The rounds alternate, so that a busy machine slows both.
+Both play the preset `forage` with an LSTM(128) policy. Ours records `lstm.h`, `lstm.c`, all labels and keys, down
+to the bytes of a Parquet shard; mettagrid's only plays. The rounds alternate, so that a busy machine slows both.
 
-mettagrid's own LSTM policy is used where it can be imported (`mettagrid[train]`, which pins torch 2.9). Elsewhere the same
-network is put behind the same base classes, with the same steps for each agent: token objects to a padded array, a
-forward pass of one row, a sample from a Categorical.
+mettagrid's own LSTM policy is used where it can be imported (`mettagrid[train]`, which pins torch 2.9). Elsewhere
+the same network is put behind the same base classes, with the same steps for each agent: token objects to a padded
+array, a forward pass of one row, a sample from a Categorical.
 """
 
 import statistics
@@ -88,7 +88,7 @@ class PlainPolicy(StatefulPolicyImpl[tuple[Tensor, Tensor]]):
 
 
 def mettagrid_policies(interface: PolicyEnvInterface) -> tuple[str, list[AgentPolicy]]:
-    """mettagrid's LSTM policy for each agent, its own where it imports."""
+    """Mettagrid's LSTM policy for each agent, its own where it imports."""
     try:
         from mettagrid.policy.lstm import LSTMPolicy
     except ImportError:
@@ -104,7 +104,7 @@ def mettagrid_policies(interface: PolicyEnvInterface) -> tuple[str, list[AgentPo
 def play_mettagrid(world: str, seed: int) -> tuple[str, float]:
     """Agent-steps per second of one episode of mettagrid's `Rollout`."""
     config = load_config(world)
-    config.game.map_builder.seed = seed
+    config.game.map_builder = config.game.map_builder.model_copy(update={"seed": seed})
     which, policies = mettagrid_policies(PolicyEnvInterface.from_mg_cfg(config))
     rollout = Rollout(config, policies, seed=seed)
     start = time.perf_counter()
@@ -113,7 +113,12 @@ def play_mettagrid(world: str, seed: int) -> tuple[str, float]:
 
 
 def play_ours(
-    policy: TokenLstmPolicy, factory: MettagridFactory, num_worlds: int, first_seed: int, *, record: bool
+    policy: TokenLstmPolicy,
+    factory: MettagridFactory,
+    num_worlds: int,
+    first_seed: int,
+    *,
+    record: bool,
 ) -> float:
     """Agent-steps per second of `num_worlds` episodes, from reset to the bytes of a shard if recording."""
     world = factory(num_worlds)
@@ -153,9 +158,7 @@ def main(config: Config) -> None:
     for number in range(config.rounds + 1):  # the first round warms up
         which, rate = play_mettagrid(config.world, number)
         peer.append(rate)
-        recorded.append(
-            play_ours(policy, factory, config.num_worlds, 1000 * number, record=True)
-        )
+        recorded.append(play_ours(policy, factory, config.num_worlds, 1000 * number, record=True))
         played.append(play_ours(policy, factory, config.num_worlds, 1000 * number, record=False))
     print(f"{config.world}, LSTM(128), one core, agent-steps/s, median of {config.rounds} rounds")
     base = statistics.median(peer[1:])

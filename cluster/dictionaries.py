@@ -1,7 +1,7 @@
 """Dictionaries in the store, and the sweep that chooses one.
 
-    dictionaries/<dict_id>/{config.json, weights.safetensors, card.json}
-    sweeps/<sweep_id>.json      all trials of a sweep and the dictionary that was chosen
+dictionaries/<dict_id>/{config.json, weights.safetensors, card.json}
+sweeps/<sweep_id>.json      all trials of a sweep and the dictionary that was chosen
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,9 @@ class SweepResult:
     chosen_config: SaeConfig
 
 
-def dictionary_id(recording_id: str, site: str, config: SaeConfig, *, split: Split, seed: int) -> str:
+def dictionary_id(
+    recording_id: str, site: str, config: SaeConfig, *, split: Split, seed: int
+) -> str:
     """Same rows, same config, same seed: same dictionary."""
     return content_id(
         "d",
@@ -88,6 +90,7 @@ def load(store: Store, dict_id: str) -> Dictionary:
 def sweep_id(
     recording_id: str, site: str, configs: Sequence[SaeConfig], *, split: Split, seed: int
 ) -> str:
+    """Same rows, same configs, same seed: same sweep."""
     return content_id(
         "w",
         {
@@ -101,6 +104,7 @@ def sweep_id(
 
 
 def find_sweep(store: Store, identity: str) -> SweepResult | None:
+    """A finished sweep, or None."""
     key = f"sweeps/{identity}.json"
     if not store.exists(key):
         return None

@@ -181,7 +181,9 @@ class Laboratory:
         """Dictionaries of known configs, in the order of the tasks."""
         found = [dictionaries.find(self.store, task.dict_id) for task in tasks]
         made = iter(
-            self.make([task for task, entry in zip(tasks, found, strict=True) if entry is None], note)
+            self.make(
+                [task for task, entry in zip(tasks, found, strict=True) if entry is None], note
+            )
         )
         return [entry if entry is not None else next(made) for entry in found]
 
@@ -191,7 +193,9 @@ class Laboratory:
         """Tables that single tasks compute, in their order."""
         found = [task.question.find(self.store) for task in tasks]
         made = iter(
-            self.make([task for task, table in zip(tasks, found, strict=True) if table is None], note)
+            self.make(
+                [task for task, table in zip(tasks, found, strict=True) if table is None], note
+            )
         )
         return [table if table is not None else next(made) for table in found]
 
@@ -210,14 +214,12 @@ class Laboratory:
             if table is None
             for block in blocks
         ]
-        outcome_of = dict(
-            zip((block.key for block in todo), self.make(todo, note), strict=True)
-        )
+        outcome_of = dict(zip((block.key for block in todo), self.make(todo, note), strict=True))
         tables = []
         for (question, blocks, policy_name), table in zip(questions, found, strict=True):
             if table is None:
                 trials = assemble([(block, outcome_of[block.key]) for block in blocks])
-                table = effects_table(  # noqa: PLW2901
+                table = effects_table(
                     trials,
                     policy_id=question.inputs["policy"],
                     policy_name=policy_name,
@@ -249,7 +251,7 @@ class Laboratory:
                 scored: list[tuple[PolicyCard, Any]] = [
                     (task.checkpoint, scores[task.key]) for task in tasks
                 ]
-                table = lineage_table(run, scored)  # noqa: PLW2901
+                table = lineage_table(run, scored)
                 question.answer(self.store, table)
             tables.append(table)
         return tables

@@ -42,6 +42,12 @@ def read_card(store: Store, policy_id: str) -> PolicyCard:
         raise Corrupt(f"{key}: not a policy's card: {error}") from error
 
 
+def list_cards(store: Store) -> list[PolicyCard]:
+    """Cards of all policies in the store."""
+    keys = store.list("policies")
+    return [read_card(store, key.split("/")[1]) for key in keys if key.endswith("/card.json")]
+
+
 def load(store: Store, policy_id: str) -> TokenLstmPolicy:
     """The policy, after checking that its weights are the ones that its id names."""
     read_card(store, policy_id)

@@ -5,7 +5,7 @@ it, however many worlds it plays at once and however often it is killed on the w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -104,7 +104,7 @@ class RecordShard:
     plan: Plan
     shard: ShardPlan
     factory: MettagridFactory
-    steps: CaptureSteps = EveryStep()
+    steps: CaptureSteps = field(default_factory=EveryStep)
     num_worlds: int = 16
     """Worlds played at once; changes speed and memory, never a number."""
 

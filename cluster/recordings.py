@@ -407,4 +407,5 @@ def _folder(recording_id: str) -> str:
 
 
 def manifest_key(recording_id: str) -> str:
+    """The object whose presence says that a recording is finished."""
     return f"{_folder(recording_id)}/manifest.json"

@@ -52,15 +52,7 @@ class Question:
 
     def find(self, store: Store) -> pa.Table | None:
         """The answer if it is in the store; Corrupt if it is not what its note says."""
-        if not store.exists(self._note_key):
-            return None
-        note = parse_json(store.get(self._note_key), source=self._note_key)
-        content = store.get(self.key)
-        if sha256(content) != note.get("sha256"):
-            raise Corrupt(
-                f"{self.key}: its bytes are not those that {self._note_key} names; remove both and run again"
-            )
-        return pq.read_table(io.BytesIO(content))
+        return read_table(store, self.kind, self.id) if store.exists(self._note_key) else None
 
     def answer(self, store: Store, table: pa.Table) -> pa.Table:
         """Keeps the answer: rows first, note last."""
@@ -79,3 +71,15 @@ class Question:
             ),
         )
         return table
+
+
+def read_table(store: Store, kind: Kind, table_id: str) -> pa.Table:
+    """A table by its id. FileNotFoundError if the store lacks it, Corrupt if it is not what its note says."""
+    key, note_key = f"{kind}/{table_id}.parquet", f"{kind}/{table_id}.json"
+    note = parse_json(store.get(note_key), source=note_key)
+    content = store.get(key)
+    if sha256(content) != note.get("sha256"):
+        raise Corrupt(
+            f"{key}: its bytes are not those that {note_key} names; remove both and run again"
+        )
+    return pq.read_table(io.BytesIO(content))

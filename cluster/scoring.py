@@ -1,4 +1,4 @@
-"""Scoring and showing as tasks of the pool: the concepts of one dictionary, and windows of their strongest responses."""
+"""Tasks of the pool that score the concepts of one dictionary and show its strongest responses."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -69,7 +69,9 @@ class ScoreConcepts:
             self.config,
             seed=self.seed,
             identity={
-                "policy_id": recordings.open_manifest(store, self.recording_id).plan.inputs["policy"],
+                "policy_id": recordings.open_manifest(store, self.recording_id).plan.inputs[
+                    "policy"
+                ],
                 "policy_name": self.policy_name,
                 "dict_id": self.dict_id,
                 "site": policy.dictionary.site,
@@ -172,7 +174,9 @@ class ShowConcepts:
                     label=latent.label,
                     latent=latent.latent,
                     latent_T=latent_TF[:, latent.latent],
-                    label_T=compute_labels(episode.facts, [latent.label])[latent.label][:, peak.agent],
+                    label_T=compute_labels(episode.facts, [latent.label])[latent.label][
+                        :, peak.agent
+                    ],
                     policy_name=policy_name,
                     world=self.factory.name,
                     action_names=self.factory.spec.action_names,

@@ -31,9 +31,7 @@ class Split:
             raise ValueError(f"held_out_fraction {self.held_out_fraction}: between 0 and 1")
 
     def held_out(self, env_seed_E: Int64[np.ndarray, " E"]) -> Bool[np.ndarray, " E"]:
-        return episode_split(
-            env_seed_E, held_out_fraction=self.held_out_fraction, salt=self.salt
-        )
+        return episode_split(env_seed_E, held_out_fraction=self.held_out_fraction, salt=self.salt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +44,11 @@ class StagedActivations:
 
 def stage(store: Store, recording_id: str, site: str, split: Split) -> StagedActivations:
     """Reads the recording as a Ray Dataset, checks that every row came, and writes the arrays for trials to map."""
-    identity = content_id(
-        "a", {"recording": recording_id, "site": site, "split": asdict(split)}
-    )
+    identity = content_id("a", {"recording": recording_id, "site": site, "split": asdict(split)})
     folder = store.local_path(f"scratch/activations/{identity}")
-    staged = StagedActivations(train_path=folder / "train.npy", held_out_path=folder / "held_out.npy")
+    staged = StagedActivations(
+        train_path=folder / "train.npy", held_out_path=folder / "held_out.npy"
+    )
     if folder.exists():
         return staged
     manifest = recordings.open_manifest(store, recording_id)
@@ -77,9 +75,7 @@ def read_rows(
     """The same two arrays in memory, from verified shards and without Ray: for a task that reads them once."""
     manifest: Manifest = recordings.open_manifest(store, recording_id)
     columns = ["env_seed", SITE_PREFIX + site]
-    return _divide(
-        pa.concat_tables(recordings.shard_tables(store, manifest, columns)), site, split
-    )
+    return _divide(pa.concat_tables(recordings.shard_tables(store, manifest, columns)), site, split)
 
 
 def _divide(

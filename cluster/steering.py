@@ -30,7 +30,9 @@ class SteerBlock:
 
     @property
     def key(self) -> str:
-        return f"{self.policy_id} {self.latent.concept} seeds {self.env_seeds[0]}-{self.env_seeds[-1]}"
+        return (
+            f"{self.policy_id} {self.latent.concept} seeds {self.env_seeds[0]}-{self.env_seeds[-1]}"
+        )
 
     def run(self, studio: Studio) -> Float64[np.ndarray, "arms+1 E O"]:
         return play_arms(

@@ -1,12 +1,18 @@
-"""A finished study in the store: `studies/<name>/{study.json, report.html, figures/*.svg}`, the only names that move."""
+"""A finished study in the store, under a name that may move: study.json, report.html, figures/*.svg."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+
+from cluster.results import Kind, read_table
 from cluster.store import Store
+from interp.concepts.windows import window_from_json
 from interp.report.document import Report, figures, render
 from interp.study import Study
+from interp.worlds.labels import LABELS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -28,6 +34,32 @@ def read_study(store: Store, name: str) -> Study:
             f"study {name} is not in store {store.url}; it has {', '.join(known) or 'none'}"
         )
     return Study.from_json(store.get(key).decode())
+
+
+def load_report(store: Store, name: str) -> Report:
+    """Everything that the report of a finished study shows, from the store."""
+    return report_of(store, read_study(store, name))
+
+
+def report_of(store: Store, study: Study) -> Report:
+    """The tables that a study names, put together."""
+    windows = _concatenated(store, "windows", study.windows)
+    return Report(
+        study=study,
+        concepts=_concatenated(store, "concepts", study.concepts),
+        effects=_concatenated(store, "effects", study.effects),
+        lineages=_concatenated(store, "lineages", study.lineages),
+        windows=tuple(
+            window_from_json(text)
+            for text in (windows.column("window").to_pylist() if study.windows else ())
+        ),
+        label_definitions={name: label.definition for name, label in LABELS.items()},
+    )
+
+
+def _concatenated(store: Store, kind: Kind, ids: Sequence[str]) -> pa.Table:
+    tables = [read_table(store, kind, table_id) for table_id in ids]
+    return pa.concat_tables(tables) if tables else pa.table({})
 
 
 def save_study(store: Store, report: Report) -> Path:

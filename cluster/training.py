@@ -51,6 +51,7 @@ def run_id(config: PpoConfig, factory: MettagridFactory) -> str:
 
 
 def run_name(config: PpoConfig, factory: MettagridFactory) -> str:
+    """For people: world and seed."""
     return f"{factory.name}-s{config.seed}"
 
 
@@ -150,12 +151,12 @@ def train_all(
         share = max(0.5, min(1.0, cpus / len(todo)))
         # A streaming task that loses its worker starts again, from the state that it saved last.
         task = ray.remote(num_cpus=share, max_retries=3, num_returns="streaming")(train)
-        waiting = [task.remote(store, config) for config in todo]
+        waiting: list[Any] = [task.remote(store, config) for config in todo]
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=None)
             for stream in ready:
                 try:
-                    on_progress(ray.get(next(stream)))
+                    on_progress(ray.get(next(stream)))  # pyright: ignore[reportArgumentType] - ray.wait forgets the type
                 except StopIteration:
                     continue
                 waiting.append(stream)

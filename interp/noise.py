@@ -1,9 +1,9 @@
 """Counter-based sampling noise: what an agent draws at a step is a function of (env_seed, t, agent) alone.
 
 Actions are sampled by the Gumbel-max trick, argmax(logits + G) with G = -log E, E ~ Exp(1), which draws from
-softmax(logits) (Gumbel 1954; Maddison et al. 2014, eq. 1). Because G is looked up by counter and not drawn from a shared
-generator, a row's trajectory does not depend on its batch, its actor, a retry or an edit of another row, and a base
-rollout and an edited one use the same noise: they are exactly paired.
+softmax(logits) (Gumbel 1954; Maddison et al. 2014, eq. 1). Because G is looked up by counter and not drawn from a
+shared generator, a row's trajectory does not depend on its batch, its actor, a retry or an edit of another row, and
+a base rollout and an edited one use the same noise: they are exactly paired.
 """
 
 import numpy as np

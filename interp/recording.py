@@ -95,7 +95,9 @@ def activations(table: pa.Table, site: str) -> np.ndarray:
     """The float16 [N, D] matrix of a site; ValueError names the sites there are if it is not one of them."""
     name = SITE_PREFIX + site
     if name not in table.column_names:
-        known = [c.removeprefix(SITE_PREFIX) for c in table.column_names if c.startswith(SITE_PREFIX)]
+        known = [
+            c.removeprefix(SITE_PREFIX) for c in table.column_names if c.startswith(SITE_PREFIX)
+        ]
         raise ValueError(f"site {site!r} was not recorded; the recording has {', '.join(known)}")
     column = table.column(name)
     width = column.type.byte_width // 2
@@ -112,8 +114,12 @@ def label_columns(table: pa.Table, labels: Sequence[str]) -> Bool[np.ndarray, "N
     for label in labels:
         if LABEL_PREFIX + label not in table.column_names:
             known = [
-                c.removeprefix(LABEL_PREFIX) for c in table.column_names if c.startswith(LABEL_PREFIX)
+                c.removeprefix(LABEL_PREFIX)
+                for c in table.column_names
+                if c.startswith(LABEL_PREFIX)
             ]
-            raise ValueError(f"label {label!r} was not recorded; the recording has {', '.join(known)}")
+            raise ValueError(
+                f"label {label!r} was not recorded; the recording has {', '.join(known)}"
+            )
     columns = [table.column(LABEL_PREFIX + label).to_numpy() for label in labels]
     return np.array(columns, np.bool_).reshape(len(labels), table.num_rows).T

@@ -96,7 +96,7 @@ def roll(
     policy: Policy,
     world: World,
     trials: Sequence[Trial],
-    capture: Capture = Capture(),  # noqa: B008 - frozen
+    capture: Capture = Capture(),
 ) -> Iterator[Episode]:
     """Plays every trial once and yields its episode as soon as it ends; `Episode.index` tells which trial it was.
 

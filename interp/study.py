@@ -69,6 +69,8 @@ class Study:
     concepts: tuple[str, ...]
     effects: tuple[str, ...]
     lineages: tuple[str, ...]
+    windows: tuple[str, ...]
+    """Ids of the tables; each lies under the folder of its kind."""
     wall_s: Mapping[str, float]
     """Stage -> seconds of wall time when it last did work."""
 
@@ -89,8 +91,13 @@ class Study:
                         for entry in content["recordings"]
                     ),
                     "sweep": tuple(TrialEntry(**entry) for entry in content["sweep"]),
-                    "dictionaries": tuple(DictionaryEntry(**entry) for entry in content["dictionaries"]),
-                    **{kind: tuple(content[kind]) for kind in ("concepts", "effects", "lineages")},
+                    "dictionaries": tuple(
+                        DictionaryEntry(**entry) for entry in content["dictionaries"]
+                    ),
+                    **{
+                        kind: tuple(content[kind])
+                        for kind in ("concepts", "effects", "lineages", "windows")
+                    },
                 }
             )
         except (KeyError, TypeError) as error:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from jobs.errors import explain
 
 VERBS = {
-    "pipeline": ("jobs.pipeline", "the main job: train, record, decompose, score, steer, follow, report"),
+    "pipeline": (
+        "jobs.pipeline",
+        "the main job: train, record, decompose, score, steer, follow, report",
+    ),
     "train-demo": ("jobs.train_demo", "train demo policies by recurrent PPO"),
     "policies": ("jobs.policies", "list or show the policies of a store"),
     "record": ("jobs.record", "play a policy and record its activations with ground truth"),
     "recordings": ("jobs.recordings", "list, show or verify recordings"),
     "sweep": ("jobs.sweep", "train sparse autoencoders on a recording"),
-    "score": ("jobs.score", "score the latents of a dictionary against every label"),
-    "steer": ("jobs.steer", "steer a policy along its concepts and measure what changes"),
-    "evolve": ("jobs.evolve", "follow concepts over the checkpoints of a training run"),
     "report": ("jobs.report", "draw the report of a study again"),
 }
 

@@ -19,17 +19,13 @@ from cluster.scoring import ScoreConcepts, ShowConcepts
 from cluster.staging import Split
 from cluster.steering import effects_question, steering_blocks
 from cluster.store import Store
-from cluster.studies import check_study_name, save_study
-from cluster.training import TrainedRun, TrainingProgress, run_name
+from cluster.studies import check_study_name, report_of, save_study
+from cluster.training import TrainedRun, run_name
 from interp.comparison.evolution import FollowedConcept
-from interp.concepts.windows import window_from_json
-from interp.records import Window
-from interp.report.document import Report
 from interp.steering.arms import SteeredLatent
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
-from interp.worlds.labels import LABELS
 from interp.worlds.mettagrid import MettagridFactory
-from jobs.progress import Reporter
+from jobs.progress import Reporter, TrainingNote
 from jobs.recipes import PIPELINES, PipelineConfig
 from jobs.summary import print_summary
 
@@ -77,9 +73,9 @@ class _Pipeline:
             self._latents_to_follow(table, entry)
             for table, entry in zip(concepts, dictionaries, strict=True)
         ]
-        effect_ids, effects = self._steer(runs, concept_ids, latents)
-        lineage_ids, lineages = self._follow(runs, dictionaries, latents)
-        windows = self._show(runs, recordings, dictionaries, latents)
+        effect_ids = self._steer(runs, concept_ids, latents)
+        lineage_ids = self._follow(runs, dictionaries, latents)
+        window_ids = self._show(runs, recordings, dictionaries, latents)
         study = Study(
             study=self.config.study,
             seeds={
@@ -115,36 +111,18 @@ class _Pipeline:
             concepts=tuple(concept_ids),
             effects=tuple(effect_ids),
             lineages=tuple(lineage_ids),
+            windows=tuple(window_ids),
             wall_s=self.reporter.wall_s,
         )
-        report = Report(
-            study=study,
-            concepts=pa.concat_tables(concepts),
-            effects=pa.concat_tables(effects),
-            lineages=pa.concat_tables(lineages),
-            windows=tuple(windows),
-            label_definitions={name: label.definition for name, label in LABELS.items()},
-        )
+        report = report_of(self.store, study)
         with self.reporter.stage("report"):
             path = save_study(self.store, report)
         print_summary(self.reporter, report, path)
         return study
 
     def _train(self) -> list[TrainedRun]:
-        configs = self.config.train.runs
-        steps: dict[str, TrainingProgress] = {}
         with self.reporter.stage("train") as stage:
-
-            def note(progress: TrainingProgress) -> None:
-                steps[progress.run_id] = progress
-                returns = " ".join(f"{one.return_mean:.2f}" for one in steps.values())
-                stage.update(
-                    sum(one.step for one in steps.values()),
-                    sum(one.budget for one in steps.values()),
-                    f"agent-steps; return per agent {returns}",
-                )
-
-            runs = self.laboratory.train(configs, note)
+            runs = self.laboratory.train(self.config.train.runs, TrainingNote(stage))
         self.reporter.done(
             "train",
             ", ".join(f"{run.name} ({len(run.checkpoints)} checkpoints)" for run in runs),
@@ -158,7 +136,7 @@ class _Pipeline:
         returns: dict[str, ReturnEstimate] = {}
         random_returns: dict[str, ReturnEstimate] = {}
         with self.reporter.stage("evaluate") as stage:
-            for world, factory in self.factories.items():
+            for factory in self.factories.values():
                 players = [
                     UNIFORM,
                     *(
@@ -177,7 +155,6 @@ class _Pipeline:
                 )
                 random_returns[factory.name] = found.pop(UNIFORM)
                 returns |= found
-                del world
         last = [returns[run.checkpoints[-1].policy_id] for run in runs]
         self.reporter.done(
             "evaluate",
@@ -326,7 +303,7 @@ class _Pipeline:
 
     def _steer(
         self, runs: list[TrainedRun], concept_ids: list[str], latents: list[list[SteeredLatent]]
-    ) -> tuple[list[str], list[pa.Table]]:
+    ) -> list[str]:
         labels = self.config.record.labels
         questions = []
         for run, concepts_id, chosen in zip(runs, concept_ids, latents, strict=True):
@@ -355,20 +332,20 @@ class _Pipeline:
                 )
             )
         with self.reporter.stage("steer") as stage:
-            tables = self.laboratory.steer(questions, stage.update, seed=self.config.seed)
+            self.laboratory.steer(questions, stage.update, seed=self.config.seed)
         episodes = sum(len(blocks) for _, blocks, _ in questions)
         self.reporter.done(
             "steer",
             f"{sum(len(chosen) for chosen in latents)} concepts in {episodes} blocks; dose 0 changed nothing",
         )
-        return [question.id for question, _, _ in questions], tables
+        return [question.id for question, _, _ in questions]
 
     def _follow(
         self,
         runs: list[TrainedRun],
         dictionaries: list[DictionaryEntry],
         latents: list[list[SteeredLatent]],
-    ) -> tuple[list[str], list[pa.Table]]:
+    ) -> list[str]:
         config = self.config
         with self.reporter.stage("evolve") as stage:
             plans = [
@@ -415,11 +392,11 @@ class _Pipeline:
                     for card in (run.checkpoints if concepts else ())
                 ]
                 questions.append((question, run, tasks))
-            tables = self.laboratory.follow(questions, stage.update)
+            self.laboratory.follow(questions, stage.update)
         self.reporter.done(
             "evolve", f"{sum(len(tasks) for _, _, tasks in questions)} checkpoints on frozen replay"
         )
-        return [question.id for question, _, _ in questions], tables
+        return [question.id for question, _, _ in questions]
 
     def _show(
         self,
@@ -427,32 +404,27 @@ class _Pipeline:
         recordings: list[Manifest],
         dictionaries: list[DictionaryEntry],
         latents: list[list[SteeredLatent]],
-    ) -> list[Window]:
-        with self.reporter.stage("show") as stage:
-            tables = self.laboratory.answer(
-                [
-                    ShowConcepts(
-                        policy_id=run.checkpoints[-1].policy_id,
-                        factory=self._factory(run),
-                        recording_id=recording.plan.recording_id,
-                        dict_id=dictionary.dict_id,
-                        latents=tuple(chosen),
-                        split=self.config.split,
-                    )
-                    for run, recording, dictionary, chosen in zip(
-                        runs, recordings, dictionaries, latents, strict=True
-                    )
-                    if chosen
-                ],
-                stage.update,
+    ) -> list[str]:
+        tasks = [
+            ShowConcepts(
+                policy_id=run.checkpoints[-1].policy_id,
+                factory=self._factory(run),
+                recording_id=recording.plan.recording_id,
+                dict_id=dictionary.dict_id,
+                latents=tuple(chosen),
+                split=self.config.split,
             )
-        windows = [
-            window_from_json(text)
-            for table in tables
-            for text in table.column("window").to_pylist()
+            for run, recording, dictionary, chosen in zip(
+                runs, recordings, dictionaries, latents, strict=True
+            )
+            if chosen
         ]
-        self.reporter.done("show", f"{len(windows)} windows of strongest responses")
-        return windows
+        with self.reporter.stage("show") as stage:
+            tables = self.laboratory.answer(tasks, stage.update)
+        self.reporter.done(
+            "show", f"{sum(len(table) for table in tables)} windows of strongest responses"
+        )
+        return [task.question.id for task in tasks]
 
 
 def _recording_entry(manifest: Manifest) -> RecordingEntry:

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from cluster.training import TrainingProgress
+
 LOG_EVERY_S = 5.0
 """Seconds between lines where there is no terminal."""
 
@@ -22,7 +24,9 @@ LOG_EVERY_S = 5.0
 class Stage:
     """One stage under way; `update` may be called as often as convenient."""
 
-    def __init__(self, name: str, console: Console, bar: Progress | None, task: TaskID | None) -> None:
+    def __init__(
+        self, name: str, console: Console, bar: Progress | None, task: TaskID | None
+    ) -> None:
         self.name = name
         self._console = console
         self._bar = bar
@@ -34,7 +38,9 @@ class Stage:
             self._bar.update(self._task, completed=done, total=total, note=note)
         elif time.monotonic() - self._last_line >= LOG_EVERY_S:
             self._last_line = time.monotonic()
-            self._console.print(f"{self.name}: {done:,.0f} of {total:,.0f}  {note}", highlight=False)
+            self._console.print(
+                f"{self.name}: {done:,.0f} of {total:,.0f}  {note}", highlight=False
+            )
 
 
 class Reporter:
@@ -68,9 +74,28 @@ class Reporter:
     def done(self, name: str, what: str) -> None:
         """One line that stays: what a stage gave."""
         self.console.print(
-            f"[bold]{name:<10}[/] {what} [dim]({self.wall_s.get(name, 0.0):.1f} s)[/]", highlight=False
+            f"[bold]{name:<10}[/] {what} [dim]({self.wall_s.get(name, 0.0):.1f} s)[/]",
+            highlight=False,
         )
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started
+
+
+class TrainingNote:
+    """Shows several trainings as one bar: steps together, the returns side by side."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._latest: dict[str, TrainingProgress] = {}
+
+    def __call__(self, progress: TrainingProgress) -> None:
+        self._latest[progress.run_id] = progress
+        runs = self._latest.values()
+        returns = " ".join(f"{run.return_mean:.2f}" for run in runs)
+        self._stage.update(
+            sum(run.step for run in runs),
+            sum(run.budget for run in runs),
+            f"agent-steps; return per agent {returns}",
+        )

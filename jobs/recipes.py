@@ -1,6 +1,7 @@
 """Configurations worth repeating, by name; derive your own with `dataclasses.replace` or on the command line."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from cluster.evaluation import EvaluationConfig
 from cluster.evolution import EvolutionConfig
@@ -123,7 +124,7 @@ class PipelineConfig:
             ),
         }
         names = sorted(seeds, key=lambda name: seeds[name].start)
-        for before, after in zip(names, names[1:], strict=False):
+        for before, after in pairwise(names):
             if seeds[before].stop > seeds[after].start:
                 raise ValueError(
                     f"{before} uses environment seeds {seeds[before]}, {after} uses {seeds[after]}: "

@@ -1,12 +1,13 @@
 """When was a concept born? Its scores at every checkpoint of a training run, on one frozen set of observations.
 
-All checkpoints see the same observation trajectories, open-loop from the first step of each episode: a concept that seems to
-change because the policy visits other states would be a confusion of behaviour and representation. The trajectories come
-from several players, so that late and early checkpoints are both partly at home in them.
+All checkpoints see the same observation trajectories, open-loop from the first step of each episode: a concept that
+seems to change because the policy visits other states would be a confusion of behaviour and representation. The
+trajectories come from several players, so that late and early checkpoints are both partly at home in them.
 
-Two scores per checkpoint. The *latent's* AUROC asks whether the dictionary of the last checkpoint already reads the concept
-there; the *probe's* asks whether the concept can be read at all, along a direction refitted at each checkpoint. Above the
-null band in the second and inside it in the first: the concept is there, but written elsewhere.
+Two scores per checkpoint. The *latent's* AUROC asks whether the dictionary of the last checkpoint already reads the
+concept there; the *probe's* asks whether the concept can be read at all, along a direction refitted at each
+checkpoint. Above the null band in the second and inside it in the first: the concept is there, but written
+elsewhere.
 """
 
 from collections.abc import Sequence

@@ -3,9 +3,9 @@
 All choices (threshold, orientation, best neuron, which latent stands for a label) are made on training episodes; all
 figures are of held-out episodes. The controls of a label are
 
-    neuron        the best single unit of the same site of the same policy
-    pca           the best principal direction of that site
-    random_init   the best latent of a dictionary trained in the same way on the untrained policy, on the same observations
+    neuron        the best single unit of the same site of the same policy pca           the best principal
+    direction of that site random_init   the best latent of a dictionary trained in the same way on the untrained
+    policy, on the same observations
 
 so that a concept which the architecture or the observations would give for nothing is seen to be one.
 """
@@ -38,14 +38,14 @@ class ScoringConfig:
 
     stride_steps: int = 4
     """Every so manieth step is scored; neighbouring steps say nearly the same."""
-    num_permutations: int = 1000
+    num_permutations: int = 2000
     """Episode permutations behind each p-value; p is at least 1 / (num_permutations + 1)."""
     num_resamples: int = 1000
     """Bootstrap resamples of episodes behind each interval."""
     num_pca: int = 32
     """Principal directions among which the best is a control."""
     min_active_episodes: int = 10
-    """A latent is live if it fires in at least this many held-out episodes; a label is tested if it holds in as many."""
+    """Held-out episodes in which a latent must fire to be live, and a label hold to be tested."""
     max_q_value: float = 0.05
     """Largest Benjamini-Hochberg q-value of a discovery."""
     min_auroc: float = 0.6
@@ -87,8 +87,9 @@ CONCEPT_SCHEMA = pa.schema(
         ("description", pa.string()),
     ]
 )
-"""One row per live latent and label. `concept` is null but for the latent that stands for its label; `scale` is the 99th
-percentile of the latent over the training rows where it fires; `precision` is the share of held-out firings with the label."""
+"""One row per live latent and label. `concept` is null but for the latent that stands for its label; `scale` is the
+99th percentile of the latent over the training rows where it fires; `precision` is the share of held-out firings
+with the label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +140,12 @@ def score_concepts(
     )
     q_FL = benjamini_hochberg(p_FL)
     f1_FL, threshold_FL = best_threshold_f1(
-        train_ESF, train.label_ESL, train.mask_ES, held_out_ESF, held_out.label_ESL, held_out.mask_ES
+        train_ESF,
+        train.label_ESL,
+        train.mask_ES,
+        held_out_ESF,
+        held_out.label_ESL,
+        held_out.mask_ES,
     )
     controls = _controls(policy, random_init, config)
     concept_of = _representatives(train_auroc_FL, held_out_table.auroc_FC, q_FL, config)
@@ -232,8 +238,7 @@ def _representatives(
         )
     ranked_FL = np.where(discovered_FL, train_auroc_FL, -np.inf)
     return {
-        int(ell): int(ranked_FL[:, ell].argmax())
-        for ell in np.flatnonzero(discovered_FL.any(0))
+        int(ell): int(ranked_FL[:, ell].argmax()) for ell in np.flatnonzero(discovered_FL.any(0))
     }
 
 

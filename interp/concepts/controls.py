@@ -4,9 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 
-def pca_directions(
-    x_ND: Float[np.ndarray, "N D"], num: int
-) -> Float32[np.ndarray, "D P"]:
+def pca_directions(x_ND: Float[np.ndarray, "N D"], num: int) -> Float32[np.ndarray, "D P"]:
     """The `num` leading principal directions of the rows, as columns of unit norm; fewer if the width is smaller."""
     centred_ND = x_ND - x_ND.mean(0, dtype=np.float64)
     covariance_DD = centred_ND.T @ centred_ND / len(x_ND)

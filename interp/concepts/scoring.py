@@ -1,7 +1,7 @@
 """How well does every feature tell every label? Ranks, by episode, for thousands of pairs at once.
 
-A feature is whatever has a value at every sample: a latent, a unit, a projection. The unit of every interval and p-value is
-the episode; its samples are kept together in every resample and permutation.
+A feature is whatever has a value at every sample: a latent, a unit, a projection. The unit of every interval and
+p-value is the episode; its samples are kept together in every resample and permutation.
 
 E episodes · S samples of an episode, step-major and agent-minor · F features · C labels · B resamples or permutations.
 Tracks are padded to the longest episode; a mask tells the samples that exist.
@@ -49,8 +49,9 @@ def auroc(
 ) -> AurocTable:
     """Mid-rank AUROC of every feature for every label, ties counting one half.
 
-    The influence of an episode is the sum over its samples of DeLong's placement values, centred and scaled (DeLong et al.
-    1988; clustered as in Obuchowski 1997, eq. 4): a positive sample places itself among the negatives, and vice versa.
+    The influence of an episode is the sum over its samples of DeLong's placement values, centred and scaled (DeLong
+    et al. 1988; clustered as in Obuchowski 1997, eq. 4): a positive sample places itself among the negatives, and
+    vice versa.
     """
     num_episodes, _, num_features = feature_ESF.shape
     episode_N = np.nonzero(mask_ES)[0]
@@ -67,14 +68,14 @@ def auroc(
     for f, value_N in enumerate(feature_FN):
         order_N, group_N, ends_G = _tie_groups(value_N)
         # positives and negatives at or below each distinct value, and so the mid-placement of that value
-        up_to_GC = np.cumsum(positive_NC[order_N], axis=0, dtype=np.int32)[ends_G].astype(np.float64)
+        up_to_GC = np.cumsum(positive_NC[order_N], axis=0, dtype=np.int32)[ends_G].astype(
+            np.float64
+        )
         negative_up_to_GC = (ends_G[:, None] + 1.0) - up_to_GC
         positives_below = _mid(up_to_GC) * scale_pos_C
         negatives_below = _mid(negative_up_to_GC) * scale_neg_C
         # a positive sample scores the negatives below it; a negative one the positives above it
-        placement_NC = np.where(
-            positive_NC, negatives_below[group_N], 1 - positives_below[group_N]
-        )
+        placement_NC = np.where(positive_NC, negatives_below[group_N], 1 - positives_below[group_N])
         auroc_C = (placement_NC * positive_NC).sum(0) * scale_pos_C
         placement_NC -= auroc_C
         placement_NC *= np.where(positive_NC, scale_pos_C, scale_neg_C)
@@ -157,10 +158,11 @@ def episode_permutation_p(
 ) -> Tested:
     """Two-sided p-values of the rank statistic T = sum over samples of (rank - mean rank)(label - mean label).
 
-    The null exchanges whole label tracks between episodes, so it keeps what features and labels owe to the course of an
-    episode and to their own inertia. A label whose track is the same in every episode (the phase of an episode) has nothing
-    to exchange; there each episode's track is shifted circularly in time by its own random amount. p = (1 + #{as large}) /
-    (num_permutations + 1). Labels that hold (or fail to hold) in fewer than `min_positive_episodes` episodes are not tested.
+    The null exchanges whole label tracks between episodes, so it keeps what features and labels owe to the course
+    of an episode and to their own inertia. A label whose track is the same in every episode (the phase of an
+    episode) has nothing to exchange; there each episode's track is shifted circularly in time by its own random
+    amount. p = (1 + #{as large}) / (num_permutations + 1). Labels that hold (or fail to hold) in fewer than
+    `min_positive_episodes` episodes are not tested.
     """
     num_episodes, num_samples, num_features = feature_ESF.shape
     rank_ESF = _centred_ranks(feature_ESF, mask_ES)
@@ -169,9 +171,7 @@ def episode_permutation_p(
     null_C = [UNTESTED] * num_labels
     steps = num_samples // num_agents
     generator = np.random.default_rng(seed)
-    order_BE = generator.permuted(
-        np.tile(np.arange(num_episodes), (num_permutations, 1)), axis=1
-    )
+    order_BE = generator.permuted(np.tile(np.arange(num_episodes), (num_permutations, 1)), axis=1)
     shift_BE = generator.integers(0, steps, (num_permutations, num_episodes))
     for c in range(num_labels):
         label_ES = label_ESC[..., c] & mask_ES
@@ -308,8 +308,8 @@ def best_threshold_f1(
 ) -> ThresholdedF1:
     """F1 on held-out episodes at the threshold {0, .1, ..., .9} x the feature's maximum that is best on training ones.
 
-    (The grid of Karvonen et al. 2024.) Choosing on the same data would flatter: the best of 512 noise features at a base
-    rate of 5 % reached F1 .136 where it was chosen and .034 elsewhere.
+    (The grid of Karvonen et al. 2024.) Choosing on the same data would flatter: the best of 512 noise features at a
+    base rate of 5 % reached F1 .136 where it was chosen and .034 elsewhere.
     """
     train_NF = train_ESF[train_mask_ES]
     grid_TF = np.linspace(0, 0.9, 10, dtype=np.float32)[:, None] * train_NF.max(0)

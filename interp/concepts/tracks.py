@@ -36,7 +36,7 @@ class Tracks:
         lengths = np.diff(starts, append=len(env_seed_N))
         kept = [
             _every(start, length, num_agents, stride_steps)
-            for start, length in zip(starts, lengths, strict=True)
+            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
         ]
         longest = max(len(rows) for rows in kept)
         row_ES = np.zeros((len(kept), longest), np.int64)

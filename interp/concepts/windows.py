@@ -100,6 +100,7 @@ _ARRAY_DTYPES = {
 
 
 def window_to_json(window: Window) -> str:
+    """All fields, arrays as nested lists."""
     content = {field.name: getattr(window, field.name) for field in fields(window)}
     return json.dumps(
         {
@@ -110,6 +111,7 @@ def window_to_json(window: Window) -> str:
 
 
 def window_from_json(text: str) -> Window:
+    """The inverse of `window_to_json`."""
     content = json.loads(text)
     for name, dtype in _ARRAY_DTYPES.items():
         content[name] = np.array(content[name], dtype)

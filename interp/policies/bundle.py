@@ -41,7 +41,9 @@ class PolicyBundle:
     """A safetensors file."""
 
     @classmethod
-    def of(cls, architecture: TokenLstmArchitecture, weights: Mapping[str, Tensor]) -> "PolicyBundle":
+    def of(
+        cls, architecture: TokenLstmArchitecture, weights: Mapping[str, Tensor]
+    ) -> "PolicyBundle":
         return cls(
             architecture=architecture.to_json(),
             weights=save({name: tensor.contiguous() for name, tensor in weights.items()}),

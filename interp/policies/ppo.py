@@ -175,9 +175,7 @@ class Trainer:
 
     def _reset(self, world: int) -> None:
         seed = self._env_seed(world)
-        self._world.reset(
-            world, map_seed=seed % 2**31, sim_seed=seed % 2**31, collect_facts=False
-        )
+        self._world.reset(world, map_seed=seed % 2**31, sim_seed=seed % 2**31, collect_facts=False)
         self._played[world] = []
 
     def _rows_of(self, world: int) -> slice:
@@ -210,9 +208,9 @@ class Trainer:
             action_R = (logits_RN.numpy() + self._noise_R()).argmax(1)
             log_probability = torch.log_softmax(logits_RN, -1)
             buffers.action_TR[t] = torch.from_numpy(action_R)
-            buffers.log_probability_TR[t] = log_probability.gather(1, buffers.action_TR[t, :, None])[
-                :, 0
-            ]
+            buffers.log_probability_TR[t] = log_probability.gather(
+                1, buffers.action_TR[t, :, None]
+            )[:, 0]
             buffers.value_TR[t] = value_R
             self._world.step(action_R.astype(np.int32))
             buffers.reward_TR[t] = torch.from_numpy(self._world.reward_R)
@@ -302,7 +300,9 @@ class Trainer:
         }
 
     @classmethod
-    def resume(cls, config: PpoConfig, factory: MettagridFactory, state: dict[str, Any]) -> "Trainer":
+    def resume(
+        cls, config: PpoConfig, factory: MettagridFactory, state: dict[str, Any]
+    ) -> "Trainer":
         """The trainer whose `state` this was."""
         trainer = cls(config, factory)
         trainer.update = state["update"]
@@ -355,11 +355,14 @@ class _Buffers:
     ) -> "_Buffers":
         shape = (horizon_steps, rows)
         return cls(
-            np.zeros((*shape, *observation_shape), np.uint8),
-            torch.zeros(shape, dtype=torch.int64),
-            *(torch.zeros(shape) for _ in range(4)),
-            torch.zeros(rows, hidden),
-            torch.zeros(rows, hidden),
+            observation_TR=np.zeros((*shape, *observation_shape), np.uint8),
+            action_TR=torch.zeros(shape, dtype=torch.int64),
+            log_probability_TR=torch.zeros(shape),
+            value_TR=torch.zeros(shape),
+            reward_TR=torch.zeros(shape),
+            advantage_TR=torch.zeros(shape),
+            first_h_RD=torch.zeros(rows, hidden),
+            first_c_RD=torch.zeros(rows, hidden),
         )
 
     def estimate_advantages(

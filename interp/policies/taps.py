@@ -121,7 +121,14 @@ class RowEdits:
     def set_row(self, row: int, edits: Sequence[Edit]) -> None:
         """Replaces whatever edits the row had."""
         for site in self._sites.values():
-            for column in (site.a_R, site.b_R, site.read_RD, site.bias_R, site.threshold_R, site.write_RD):
+            for column in (
+                site.a_R,
+                site.b_R,
+                site.read_RD,
+                site.bias_R,
+                site.threshold_R,
+                site.write_RD,
+            ):
                 column[row] = 0
         for edit in edits:
             site = self._sites[edit.site]

@@ -1,11 +1,11 @@
 """Our own recurrent policy for mettagrid: sparse token encoder -> LSTM -> action logits and value.
 
-    encoder   relu(fc(relu(sum of embeddings)))      [R, hidden]  what the LSTM reads
-    lstm.c    the cell state after the step          [R, hidden]  an edit persists and first shows one step later
-    lstm.h    the hidden state after the step        [R, hidden]  an edit reaches the heads now and the memory
-    lstm.y    the heads' copy of h                   [R, hidden]  an edit reaches the heads only
-    logits    action logits                          [R, num_actions]
-    value     value estimate                         [R, 1]
+encoder   relu(fc(relu(sum of embeddings)))      [R, hidden]  what the LSTM reads
+lstm.c    the cell state after the step          [R, hidden]  an edit persists and first shows one step later
+lstm.h    the hidden state after the step        [R, hidden]  an edit reaches the heads now and the memory
+lstm.y    the heads' copy of h                   [R, hidden]  an edit reaches the heads only
+logits    action logits                          [R, num_actions]
+value     value estimate                         [R, 1]
 """
 
 import math
@@ -51,7 +51,11 @@ class TokenLstmArchitecture:
             raise ValueError(f"architecture family {family!r}, but this reader wants {FAMILY!r}")
         try:
             return cls(
-                **{**fields, "tags": tuple(fields["tags"]), "action_names": tuple(fields["action_names"])}
+                **{
+                    **fields,
+                    "tags": tuple(fields["tags"]),
+                    "action_names": tuple(fields["action_names"]),
+                }
             )
         except (TypeError, KeyError) as error:
             raise ValueError(f"architecture of family {FAMILY}: {error}") from error
@@ -188,15 +192,18 @@ class TokenLstmPolicy(nn.Module):
     def refresh(self) -> None:
         """Rebuilds what `step` keeps of the LSTM's weights; call it after they change.
 
-        One product of [x, h] with both weight matrices costs 1.7 us a row at 64 rows where `nn.LSTM` on one step costs
-        3.3 and `nn.LSTMCell` 2.1. Gates go from torch's order i, f, g, o to i, f, o, g, so that one sigmoid does for three.
+        One product of [x, h] with both weight matrices costs 1.7 us a row at 64 rows where `nn.LSTM` on one step
+        costs 3.3 and `nn.LSTMCell` 2.1. Gates go from torch's order i, f, g, o to i, f, o, g, so that one sigmoid
+        does for three.
         """
         hidden = self.architecture.hidden
-        order = torch.cat([torch.arange(2 * hidden), torch.arange(3 * hidden, 4 * hidden), torch.arange(2 * hidden, 3 * hidden)])
+        gate = torch.arange(4 * hidden).view(4, hidden)
+        order = gate[[0, 1, 3, 2]].reshape(-1)
+        weights = dict(self.lstm.named_parameters())
         with torch.no_grad():
-            weight = torch.cat([self.lstm.weight_ih_l0, self.lstm.weight_hh_l0], dim=1)
+            weight = torch.cat([weights["weight_ih_l0"], weights["weight_hh_l0"]], dim=1)
             self._gates_weight = weight[order].T.contiguous()
-            self._gates_bias = (self.lstm.bias_ih_l0 + self.lstm.bias_hh_l0)[order]
+            self._gates_bias = (weights["bias_ih_l0"] + weights["bias_hh_l0"])[order]
 
     def encode(self, observation_R: UInt8[np.ndarray, "R N 3"]) -> Float[Tensor, "R D"]:
         return torch.relu(self.fc(torch.relu(self.encoder(observation_R))))

@@ -19,7 +19,7 @@ class SteeringConfig:
 
     add_doses: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
     """Multiples of the latent's 99th percentile that are added to it."""
-    clamp_doses: tuple[float, ...] = (0.0, 1.0, 2.0)
+    clamp_doses: tuple[float, ...] = (0.0, 1.0)
     """Multiples of the latent's 99th percentile that it is held at; 0 is no edit (to hold it at zero, ablate)."""
     ablate_doses: tuple[float, ...] = (0.0, 1.0)
     """Shares of the latent that are removed."""
@@ -27,7 +27,7 @@ class SteeringConfig:
     """Random directions of equal norm beside every dose."""
     first_env_seed: int = 20_000
     """Episodes use this environment seed and the ones after it; none of them should have been recorded."""
-    num_episodes: int = 24
+    num_episodes: int = 16
     """Environment seeds; every arm plays all of them."""
 
     def __post_init__(self) -> None:
@@ -93,7 +93,9 @@ def arms(latent: SteeredLatent, config: SteeringConfig, *, seed: int) -> list[Ar
     directions = random_directions(
         latent.write_D, config.num_random_directions, seed=[seed, latent.latent]
     )
-    sizes = sorted({(arm.mode, abs(arm.dose)) for arm in own if arm.dose})
+    sizes: list[tuple[Mode, float]] = list(
+        dict.fromkeys((arm.mode, abs(arm.dose)) for arm in own if arm.dose)
+    )
     return own + [
         Arm(
             mode=mode,

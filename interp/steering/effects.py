@@ -125,4 +125,5 @@ def _random_percentile(
 
 
 def outcome_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """What is measured of every episode: its return and the rate of every label."""
     return (RETURN, *labels)

@@ -10,10 +10,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int16, Int32, UInt8
+from jaxtyping import Int16, Int32, UInt8
 from mettagrid.config.mettagrid_c_config import convert_to_cpp_game_config, rename_map_agents
 from mettagrid.config.mettagrid_config import MettaGridConfig
 from mettagrid.mettagrid_c import MettaGrid
@@ -72,7 +73,7 @@ class MettagridFactory:
         """From a preset's name or a `MettaGridConfig` JSON file; ValueError if it is neither or does not play."""
         config = load_config(world)
         factory = cls(
-            name=world if world in PRESETS else os.path.splitext(os.path.basename(world))[0],
+            name=world if world in PRESETS else Path(world).stem,
             config_json=config.model_dump_json(),
         )
         factory._play_once()
@@ -91,7 +92,9 @@ class MettagridFactory:
                     )
                 )
         except (RuntimeError, TypeError, KeyError) as error:
-            raise ValueError(f"world {self.name}: the simulator refuses this config: {error}") from error
+            raise ValueError(
+                f"world {self.name}: the simulator refuses this config: {error}"
+            ) from error
 
     @cached_property
     def mettagrid_config(self) -> MettaGridConfig:
@@ -208,9 +211,7 @@ class MettagridWorld:
         return None if scribe is None else scribe.facts()
 
 
-def _static_map(
-    grid: np.ndarray, object_names: tuple[str, ...]
-) -> UInt8[np.ndarray, "H W"]:
+def _static_map(grid: np.ndarray, object_names: tuple[str, ...]) -> UInt8[np.ndarray, "H W"]:
     """Index of the object in each cell of the builder's map; agents stand on empty cells."""
     map_HW = np.zeros(grid.shape, np.uint8)
     for index, name in enumerate(object_names):
@@ -245,9 +246,7 @@ class _Scribe:
         self._counter_names = counter_names
         self._max_steps = max_steps
         self._num_agents = len(first_observation_A)
-        self._observation_SA = np.empty(
-            (max_steps + 1, *first_observation_A.shape), np.uint8
-        )
+        self._observation_SA = np.empty((max_steps + 1, *first_observation_A.shape), np.uint8)
         self._num_states = 0
         self._counters: list[list[float]] = []
         spawn = self._query_agents()

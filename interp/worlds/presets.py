@@ -9,19 +9,21 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from mettagrid.config.action_config import (
+    ActionsConfig,
+    ChangeVibeActionConfig,
+    MoveActionConfig,
+    NoopActionConfig,
+)
 from mettagrid.config.filter import actorHas, isNot, sharedTagPrefix, targetHas
 from mettagrid.config.game_value import InventoryValue, stat
-from mettagrid.config.handler_config import AOEConfig, FirstMatch, Handler, firstMatch
+from mettagrid.config.handler_config import AnyHandler, AOEConfig, Handler, firstMatch
 from mettagrid.config.mettagrid_config import (
-    ActionsConfig,
     AgentConfig,
-    ChangeVibeActionConfig,
     GameConfig,
     GridObjectConfig,
     InventoryConfig,
     MettaGridConfig,
-    MoveActionConfig,
-    NoopActionConfig,
     ResourceLimitsConfig,
     WallConfig,
 )
@@ -39,7 +41,9 @@ from pydantic import ValidationError
 
 RESOURCES = ["ore", "battery", "heart", "laser", "armor", "hp"]
 VIEW_CELLS = 11  # square window; encoding observations is 90 % of the simulator's time and grows with its area
-OBSERVATION_TOKENS = 200  # at most 52 were seen; too few raise inside the simulator's step, spare ones cost 2 %
+OBSERVATION_TOKENS = (
+    200  # at most 52 were seen; too few raise inside the simulator's step, spare ones cost 2 %
+)
 
 
 def _station(name: str, cost: Mapping[str, int], gain: Mapping[str, int]) -> GridObjectConfig:
@@ -66,7 +70,7 @@ def _turret() -> GridObjectConfig:
     )
 
 
-def _attack() -> FirstMatch:
+def _attack() -> AnyHandler | None:
     """Moving onto an enemy with a laser: armour blocks, else it costs the enemy health and what it carries."""
     foe = isNot(sharedTagPrefix("team:"))
     return firstMatch(

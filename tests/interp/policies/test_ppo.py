@@ -10,9 +10,7 @@ from interp.worlds.mettagrid import MettagridFactory
 
 pytestmark = pytest.mark.mettagrid
 UPDATES = 12
-CONFIG = PpoConfig(
-    world="forage", seed=3, num_worlds=16, budget_agent_steps=UPDATES * 16 * 4 * 32
-)
+CONFIG = PpoConfig(world="forage", seed=3, num_worlds=16, budget_agent_steps=UPDATES * 16 * 4 * 32)
 
 
 def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -49,9 +47,7 @@ def test_checkpoints_begin_untrained_and_double_up_to_the_last() -> None:
 def test_a_seed_changes_the_weights() -> None:
     factory = MettagridFactory.load("forage")
     first = Trainer(CONFIG, factory).policy.state_dict()
-    other = Trainer(
-        PpoConfig(world="forage", seed=4, num_worlds=16), factory
-    ).policy.state_dict()
+    other = Trainer(PpoConfig(world="forage", seed=4, num_worlds=16), factory).policy.state_dict()
     assert not torch.equal(first["fc.weight"], other["fc.weight"])
 
 

@@ -1,0 +1,49 @@
+"""Play a policy of the store and record its activations, beside ground truth, as committed shards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import tyro
+
+from cluster import policies
+from cluster.laboratory import Laboratory
+from cluster.recorder import RecordingConfig, plan_recording
+from cluster.store import Store
+from interp.rollout import CaptureSteps, EveryStep
+from interp.worlds.mettagrid import MettagridFactory
+from jobs.progress import Reporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    policy: str
+    """Policy id; `sparsight policies` lists them."""
+    world: str | None = None
+    """Preset or MettaGridConfig .json file; by default the preset that the policy was trained in."""
+    store: str = "./store"
+    """Folder in which everything rests."""
+    actors: int | None = None
+    """Actor processes; by default one per core. Never changes a number."""
+    worlds_per_actor: int = 16
+    """Worlds that an actor plays at once. Never changes a number."""
+    steps: CaptureSteps = field(default_factory=EveryStep)
+    """Which steps to keep: every one, every n-th, or the last of each episode."""
+    record: RecordingConfig = field(default_factory=RecordingConfig)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parses the command line, records and prints the recording's id."""
+    config = tyro.cli(Config, args=list(arguments), prog="sparsight record", description=__doc__)
+    store = Store.open(config.store)
+    store.probe()
+    world = config.world or policies.read_card(store, config.policy).world
+    factory = MettagridFactory.load(world)
+    plan = plan_recording(store, config.policy, factory, config.record, steps=config.steps)
+    reporter = Reporter()
+    laboratory = Laboratory(
+        store, num_actors=config.actors, worlds_per_actor=config.worlds_per_actor
+    )
+    with laboratory, reporter.stage("record") as stage:
+        (manifest,) = laboratory.record([(plan, factory)], stage.update, steps=config.steps)
+    reporter.done("record", f"{manifest.rows:,} rows of {config.record.num_episodes} episodes")
+    print(manifest.plan.recording_id)

@@ -1,0 +1,24 @@
+"""Draw the report of a finished study again, from what the store has."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from cluster.store import Store
+from cluster.studies import load_report, save_study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    study: str = "demo"
+    """Name of the study."""
+    store: str = "./store"
+    """Folder in which everything rests."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parses the command line, draws and prints the report's path."""
+    config = tyro.cli(Config, args=list(arguments), prog="sparsight report", description=__doc__)
+    store = Store.open(config.store)
+    print(save_study(store, load_report(store, config.study)))
