@@ -31,7 +31,7 @@ class EvolutionConfig:
 
     first_env_seed: int = 40_000
     """Episodes use this environment seed and the ones after it; none of them should have been recorded."""
-    episodes_per_player: int = 20
+    episodes_per_player: int = 16
     """Episodes by each of three players: the untrained, a half-trained and the last checkpoint of the run."""
     stride_steps: int = 4
     """Every so manieth step is scored."""

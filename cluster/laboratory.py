@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import pyarrow as pa
+import ray
 
 from cluster import dictionaries, recordings, runtime, training
 from cluster.dictionaries import SweepResult, TrainDictionary
@@ -56,6 +57,7 @@ class Laboratory:
         self.num_actors = num_actors or runtime.worker_count()
         self.worlds_per_actor = worlds_per_actor
         self._pool: Pool | None = None
+        self._owns_ray = False
 
     def __enter__(self) -> Self:
         return self
@@ -69,11 +71,14 @@ class Laboratory:
         if self._pool is not None:
             self._pool.__exit__(kind, error, traceback)
             self._pool = None
-        runtime.stop()
+        if self._owns_ray:
+            runtime.stop()
 
     def start_ray(self) -> None:
         """Twice the CPUs and one: the pool idles while Tune or a training has the cores, and Ray Data needs one."""
-        runtime.start(2 * self.num_actors + 1)
+        if not ray.is_initialized():
+            runtime.start(2 * self.num_actors + 1)
+            self._owns_ray = True
 
     def make(self, tasks: Sequence[Task[Value]], note: Note = _silent) -> list[Value]:
         """Results of tasks, in their order; the pool is opened if it is not yet."""

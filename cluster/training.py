@@ -137,8 +137,8 @@ def train_all(
 ) -> list[TrainedRun]:
     """Trains every config that the store does not have yet, side by side; runs in the order of `configs`.
 
-    Needs a running Ray if anything is left to train. Up to two runs share a core, so that an odd number of runs leaves
-    no core idle at the end.
+    Needs a running Ray if anything is left to train. The laboratory's Ray has two logical CPUs to a core, so that an odd
+    number of runs leaves no core idle at the end.
     """
     factories = [MettagridFactory.load(config.world) for config in configs]
     todo = [
@@ -147,10 +147,8 @@ def train_all(
         if find_run(store, config, factory) is None
     ]
     if todo:
-        cpus = ray.cluster_resources().get("CPU", 1.0)
-        share = max(0.5, min(1.0, cpus / len(todo)))
         # A streaming task that loses its worker starts again, from the state that it saved last.
-        task = ray.remote(num_cpus=share, max_retries=3, num_returns="streaming")(train)
+        task = ray.remote(num_cpus=1, max_retries=3, num_returns="streaming")(train)
         waiting: list[Any] = [task.remote(store, config) for config in todo]
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=None)

@@ -55,17 +55,17 @@ class TrainDemoConfig:
 class SweepConfig:
     """Sparse autoencoders to train on one site, and which of them to keep."""
 
-    site: str = "lstm.h"
+    site: str = "lstm.c"
     """Site of the policy whose activations are decomposed."""
     d_sae: int = 512
     """Number of latents."""
     samples: int = 600_000
     """Rows that each trial sees, counting repeats."""
-    k: tuple[int, ...] = (4, 8, 16, 32)
+    k: tuple[int, ...] = (8, 16, 32, 64)
     """BatchTopK trials: average number of latents per row."""
     l1: tuple[float, ...] = (0.5, 1.0, 2.0)
     """ReLU + L1 trials: weight of the penalty."""
-    target_l0: tuple[float, float] = (6.0, 20.0)
+    target_l0: tuple[float, float] = (12.0, 40.0)
     """The dictionary with the lowest FVU among those with so many latents per row is kept."""
 
     def __post_init__(self) -> None:

@@ -122,7 +122,8 @@ def _channels(architecture: TokenLstmArchitecture) -> tuple[np.ndarray, np.ndarr
     weight = np.zeros((256, 256), np.float32)
     value = np.arange(256, dtype=np.float32)
     num_channels = 1
-    for name, byte in architecture.features.items():
+    # by byte: the order of a mapping does not survive JSON, and the embeddings depend on it
+    for name, byte in sorted(architecture.features.items(), key=lambda feature: feature[1]):
         if name == "agent_id":
             continue
         if name in ("tag", "last_action"):

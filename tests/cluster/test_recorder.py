@@ -1,0 +1,213 @@
+"""Recordings: the same bytes whoever makes them, and clear refusals."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cluster import policies, recordings
+from cluster.laboratory import Laboratory
+from cluster.pool import Pool
+from cluster.recorder import RecordingConfig, RecordShard, plan_recording
+from cluster.recordings import Plan
+from cluster.scoring import read_tracks
+from cluster.store import Corrupt, Store
+from cluster.studio import Studio
+from interp.policies.bundle import PolicyBundle
+from interp.policies.ppo import architecture_for
+from interp.policies.token_lstm import TokenLstmPolicy
+from interp.recording import activations
+from interp.rollout import SequenceEnd
+from interp.worlds.mettagrid import MettagridFactory
+
+pytestmark = pytest.mark.mettagrid
+FACTORY = MettagridFactory.load("forage")
+CONFIG = RecordingConfig(
+    num_episodes=6, episodes_per_shard=2, sites=("lstm.h",), labels=("landmark", "exploration")
+)
+
+
+def add_policy(store: Store, seed: int = 0) -> str:
+    torch.manual_seed(seed)
+    policy = TokenLstmPolicy(architecture_for(FACTORY))
+    bundle = PolicyBundle.of(policy.architecture, policy.state_dict())
+    return policies.save(
+        store, bundle, name=f"fresh-{seed}", run="t-0", step=0, world="forage"
+    ).policy_id
+
+
+def record_here(store: Store, plan: Plan, *, num_worlds: int = 2) -> None:
+    """In this process, without a pool."""
+    studio = Studio(store)
+    for shard in recordings.missing_shards(store, plan):
+        RecordShard(plan=plan, shard=shard, factory=FACTORY, num_worlds=num_worlds).run(studio)
+    recordings.commit(store, plan)
+
+
+def objects(store: Store, folder: str) -> dict[str, bytes]:
+    return {key: store.get(key) for key in store.list(folder)}
+
+
+@pytest.fixture
+def recorded(store: Store) -> Iterator[tuple[Store, Plan]]:
+    plan = plan_recording(store, add_policy(store), FACTORY, CONFIG)
+    record_here(store, plan)
+    yield store, plan
+
+
+def test_the_number_of_worlds_at_once_changes_no_byte(recorded, tmp_path: Path) -> None:
+    store, plan = recorded
+    for num_worlds in (1, 16):
+        other = Store.open(tmp_path / f"k{num_worlds}")
+        assert plan_recording(other, add_policy(other), FACTORY, CONFIG) == plan
+        record_here(other, plan, num_worlds=num_worlds)
+        assert objects(other, "recordings") == objects(store, "recordings")
+
+
+def test_rows_carry_their_key_and_stay_together_by_episode(recorded) -> None:
+    store, plan = recorded
+    manifest = recordings.open_manifest(store, plan.recording_id)
+    table = pa.concat_tables(recordings.shard_tables(store, manifest))
+    assert table.num_rows == 6 * 256 * 4
+    seeds = table.column("env_seed").to_numpy()
+    np.testing.assert_array_equal(seeds, np.repeat(CONFIG.env_seeds, 256 * 4))
+    np.testing.assert_array_equal(table.column("t").to_numpy()[: 256 * 4], np.repeat(range(256), 4))
+    np.testing.assert_array_equal(table.column("agent").to_numpy()[:8], [0, 1, 2, 3] * 2)
+    assert set(table.column("policy_id").to_pylist()) == {plan.inputs["policy"]}
+    assert np.isfinite(activations(table, "lstm.h")).all()
+
+
+def test_a_replay_of_the_same_policy_gives_the_same_activations(recorded) -> None:
+    store, plan = recorded
+    replay = plan_recording(
+        store, plan.inputs["policy"], FACTORY, CONFIG, replay_of=plan.recording_id
+    )
+    assert replay.recording_id != plan.recording_id
+    record_here(store, replay)
+    tables = [
+        pa.concat_tables(
+            recordings.shard_tables(store, recordings.open_manifest(store, one.recording_id))
+        )
+        for one in (plan, replay)
+    ]
+    assert tables[0].replace_schema_metadata(None).equals(tables[1].replace_schema_metadata(None))
+
+
+def test_a_replay_shows_another_policy_the_same_episodes(recorded) -> None:
+    store, plan = recorded
+    replay = plan_recording(
+        store, add_policy(store, seed=1), FACTORY, CONFIG, replay_of=plan.recording_id
+    )
+    record_here(store, replay)
+    played, shown = (
+        pa.concat_tables(
+            recordings.shard_tables(store, recordings.open_manifest(store, one.recording_id))
+        )
+        for one in (plan, replay)
+    )
+    for column in ("env_seed", "t", "agent", "action", "reward", "label.landmark"):
+        assert played.column(column).equals(shown.column(column)), column
+    assert not np.array_equal(activations(played, "lstm.h"), activations(shown, "lstm.h"))
+
+
+def test_sequence_end_keeps_one_row_per_agent(store: Store) -> None:
+    plan = plan_recording(store, add_policy(store), FACTORY, CONFIG, steps=SequenceEnd())
+    studio = Studio(store)
+    for shard in plan.shards:
+        RecordShard(plan=plan, shard=shard, factory=FACTORY, steps=SequenceEnd()).run(studio)
+    manifest = recordings.commit(store, plan)
+    table = pa.concat_tables(recordings.shard_tables(store, manifest))
+    assert set(table.column("t").to_pylist()) == {255}
+    assert table.num_rows == 6 * 4
+
+
+def test_a_flipped_bit_is_found_before_anything_is_computed_from_it(recorded) -> None:
+    store, plan = recorded
+    key = recordings.open_manifest(store, plan.recording_id).receipts[1].key
+    path = store.local_path(key)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Corrupt, match=key):
+        read_tracks(store, plan.recording_id, site="lstm.h", labels=("landmark",), stride_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("site", "label", "said"),
+    [
+        ("lstm.c", "landmark", "site 'lstm.c' is not in recording .*; it has lstm.h"),
+        ("lstm.h", "combat", "label 'combat' is not in recording .*; it has exploration, landmark"),
+    ],
+)
+def test_what_was_not_recorded_is_named(recorded, site: str, label: str, said: str) -> None:
+    store, plan = recorded
+    with pytest.raises(ValueError, match=said):
+        read_tracks(store, plan.recording_id, site=site, labels=(label,), stride_steps=1)
+
+
+def test_bad_requests_are_refused_before_work(store: Store) -> None:
+    policy_id = add_policy(store)
+    with pytest.raises(FileNotFoundError, match="policy p-0000 is not in store"):
+        plan_recording(store, "p-0000", FACTORY, CONFIG)
+    with pytest.raises(ValueError, match=r"site 'lstm.z' not in policy"):
+        plan_recording(store, policy_id, FACTORY, RecordingConfig(sites=("lstm.z",)))
+    with pytest.raises(ValueError, match="explorations"):
+        RecordingConfig(labels=("explorations",))
+    with pytest.raises(ValueError, match="num_episodes 0"):
+        RecordingConfig(num_episodes=0)
+    with pytest.raises(FileNotFoundError, match="r-0000"):
+        plan_recording(store, policy_id, FACTORY, CONFIG, replay_of="r-0000")
+
+
+class _DeadlyStudio(Studio):
+    """Kills its own process once, in the middle of a shard, as if the machine had."""
+
+    def __init__(self, store: Store, scar: Path) -> None:
+        super().__init__(store)
+        self._scar = scar
+
+    def _policy(self, policy_id: str) -> TokenLstmPolicy:
+        if not self._scar.exists():
+            self._scar.touch()
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._policy(policy_id)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_actor_changes_nothing(recorded, tmp_path: Path) -> None:
+    store, plan = recorded
+    other = Store.open(tmp_path / "killed")
+    add_policy(other)
+    recordings.begin(other, plan)
+    tasks = [
+        RecordShard(plan=plan, shard=shard, factory=FACTORY)
+        for shard in recordings.missing_shards(other, plan)
+    ]
+    with Pool(_DeadlyStudio, args=(other, tmp_path / "scar"), size=2) as pool:
+        attempts = [result.attempts for result in pool.run(tasks)]
+    recordings.commit(other, plan)
+    assert (tmp_path / "scar").exists()
+    assert max(attempts) > 1
+    assert objects(other, "recordings") == objects(store, "recordings")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_pool_records_what_one_process_records(recorded, tmp_path: Path) -> None:
+    store, plan = recorded
+    other = Store.open(tmp_path / "pool")
+    add_policy(other)
+    laboratory = Laboratory(other, num_actors=2, worlds_per_actor=3)
+    pool = Pool(Studio, args=(other,), size=2)
+    with pool:
+        laboratory._pool = pool  # the session's Ray stays up after this test
+        laboratory.record([(plan, FACTORY)])
+    assert objects(other, "recordings") == objects(store, "recordings")

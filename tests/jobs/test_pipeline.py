@@ -1,0 +1,164 @@
+"""The main job, end to end and small: what it writes, that actors and batches change nothing, and that it resumes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from cluster.evaluation import EvaluationConfig
+from cluster.evolution import EvolutionConfig
+from cluster.laboratory import Laboratory
+from cluster.recorder import RecordingConfig
+from cluster.store import Store
+from interp.concepts.catalogue import ScoringConfig
+from interp.steering.arms import SteeringConfig
+from interp.study import Study
+from jobs.pipeline import run
+from jobs.progress import Reporter
+from jobs.recipes import PipelineConfig, SweepConfig, TrainDemoConfig
+
+pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+CONCEPT_COLUMNS = (
+    "latent label kind auroc auroc_lo auroc_hi f1 base_rate p_value q_value neuron_auroc pca_auroc "
+    "random_init_auroc n_episodes description"
+).split()
+EFFECT_COLUMNS = (
+    "concept latent site mode dose outcome base edited difference lo hi p_value q_value "
+    "random_direction_percentile n_episodes"
+).split()
+
+
+def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> PipelineConfig:
+    """Every stage, as small as its statistics allow; lenient limits, so that an untrained policy has concepts."""
+    return PipelineConfig(
+        store=str(store),
+        study="tiny",
+        actors=actors,
+        worlds_per_actor=worlds_per_actor,
+        concepts_per_policy=1,
+        train=TrainDemoConfig(
+            worlds=("hazard",), seeds=(0,), budget_agent_steps=5 * 4096, num_checkpoints=3
+        ),
+        evaluate=EvaluationConfig(num_episodes=6),
+        record=RecordingConfig(num_episodes=40, episodes_per_shard=8),
+        sweep=SweepConfig(d_sae=64, samples=40_000, k=(8, 16), l1=(1.0,), target_l0=(4.0, 40.0)),
+        score=ScoringConfig(num_permutations=1500, min_auroc=0.5, max_q_value=0.2),
+        steer=SteeringConfig(
+            num_episodes=10, add_doses=(0.0, 2.0), clamp_doses=(0.0,), ablate_doses=(0.0, 1.0)
+        ),
+        evolve=EvolutionConfig(episodes_per_player=10),
+    )
+
+
+def run_quietly(config: PipelineConfig) -> Study:
+    return run(config, Reporter(Console(quiet=True)))
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, ray_session: None
+) -> tuple[PipelineConfig, Study]:
+    config = tiny(tmp_path_factory.mktemp("two") / "store", actors=2, worlds_per_actor=16)
+    return config, run_quietly(config)
+
+
+def tables(store: Store) -> dict[str, bytes]:
+    folders = (
+        "recordings",
+        "dictionaries",
+        "concepts",
+        "effects",
+        "lineages",
+        "windows",
+        "policies",
+    )
+    return {key: store.get(key) for folder in folders for key in store.list(folder)}
+
+
+def test_the_study_says_what_it_is_made_of(finished: tuple[PipelineConfig, Study]) -> None:
+    config, study = finished
+    store = Store.open(config.store)
+    written = json.loads(store.get("studies/tiny/study.json"))
+    assert Study.from_json(json.dumps(written)) == study
+    assert [policy["step"] for policy in written["policies"]] == [0, 2 * 4096, 5 * 4096]
+    assert written["policies"][0]["n_episodes"] == 6
+    assert {trial["config"]["family"]["name"] for trial in written["sweep"]} == {
+        "batch_topk",
+        "relu_l1",
+    }
+    assert written["recordings"][0]["rows"] == 40 * 256 * 4
+    for kind in ("concepts", "effects", "lineages", "windows"):
+        assert written[kind], kind
+        for table_id in written[kind]:
+            assert store.exists(f"{kind}/{table_id}.parquet")
+    assert set(written["wall_s"]) >= {
+        "train",
+        "record",
+        "sweep",
+        "score",
+        "steer",
+        "evolve",
+        "report",
+    }
+
+
+def test_tables_have_the_columns_that_readers_rely_on(
+    finished: tuple[PipelineConfig, Study],
+) -> None:
+    config, study = finished
+    store = Store.open(config.store)
+    concepts = pq.read_table(store.local_path(f"concepts/{study.concepts[0]}.parquet"))
+    effects = pq.read_table(store.local_path(f"effects/{study.effects[0]}.parquet"))
+    assert set(concepts.column_names) >= set(CONCEPT_COLUMNS)
+    assert set(effects.column_names) >= set(EFFECT_COLUMNS)
+    assert effects.num_rows > 0
+    no_op = [row for row in effects.to_pylist() if row["dose"] == 0]
+    assert no_op
+    assert all(row["difference"] == 0 and row["lo"] == 0 and row["hi"] == 0 for row in no_op)
+
+
+def test_the_report_is_one_file(finished: tuple[PipelineConfig, Study]) -> None:
+    config, study = finished
+    html = Store.open(config.store).get("studies/tiny/report.html").decode()
+    assert study.policies[-1].policy_id in html
+    assert "<script src" not in html
+
+
+def test_one_actor_and_other_batches_give_the_same_bytes(
+    finished: tuple[PipelineConfig, Study], tmp_path: Path
+) -> None:
+    config, study = finished
+    other = tiny(tmp_path / "store", actors=1, worlds_per_actor=5)
+    again = run_quietly(other)
+    assert replace(again, wall_s=study.wall_s) == study
+    left, right = tables(Store.open(config.store)), tables(Store.open(other.store))
+    assert left.keys() == right.keys()
+    assert [key for key in left if left[key] != right[key]] == []
+
+
+def test_a_second_run_finds_everything(
+    finished: tuple[PipelineConfig, Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, study = finished
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a finished study needs no Ray")
+
+    monkeypatch.setattr(Laboratory, "start_ray", forbidden)
+    assert replace(run_quietly(config), wall_s=study.wall_s) == study
+
+
+def test_a_lost_table_is_made_again_and_nothing_else(
+    finished: tuple[PipelineConfig, Study],
+) -> None:
+    config, study = finished
+    store = Store.open(config.store)
+    before = tables(store)
+    for suffix in ("parquet", "json"):
+        store.local_path(f"concepts/{study.concepts[0]}.{suffix}").unlink()
+    run_quietly(config)
+    assert tables(store) == before
