@@ -85,7 +85,7 @@ def train_sb3(config: Config, factory: MettagridFactory) -> tuple[float, int]:
         def step_async(self, actions: np.ndarray) -> None:
             self.world.step(actions.astype(np.int32))
 
-        def step_wait(self) -> Any:  # noqa: ANN401
+        def step_wait(self) -> Any:
             reward, done = self.world.reward_R.copy(), self.world.done_R.copy()
             infos: list[dict[str, Any]] = [{} for _ in reward]
             for world in np.flatnonzero(done.reshape(-1, spec.num_agents).all(1)):
@@ -99,16 +99,16 @@ def train_sb3(config: Config, factory: MettagridFactory) -> tuple[float, int]:
             return self.world.observation_R.copy(), reward, done, infos
 
         def close(self) -> None: ...
-        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:  # noqa: ANN401
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
             return [None] * self.num_envs
 
-        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None: ...  # noqa: ANN401
+        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None: ...
         def env_method(
             self, method_name: str, *_: Any, indices: Any = None, **__: Any
-        ) -> list[Any]:  # noqa: ANN401
+        ) -> list[Any]:
             return []
 
-        def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:  # noqa: ANN401
+        def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
             return [False] * self.num_envs
 
     class Tokens(BaseFeaturesExtractor):

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +54,10 @@ def objects(store: Store, folder: str) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def recorded(store: Store) -> Iterator[tuple[Store, Plan]]:
+def recorded(store: Store) -> tuple[Store, Plan]:
     plan = plan_recording(store, add_policy(store), FACTORY, CONFIG)
     record_here(store, plan)
-    yield store, plan
+    return store, plan
 
 
 def test_the_number_of_worlds_at_once_changes_no_byte(recorded, tmp_path: Path) -> None:

@@ -88,9 +88,9 @@ def test_a_study_name_with_a_path_is_refused(
 
 
 def test_contradictions_name_both_sides() -> None:
-    with pytest.raises(ValueError, match=r"sweep.site is 'encoder', but record.sites are lstm.h"):
+    with pytest.raises(ValueError, match=r"sweep\.site is 'encoder', but record.sites are lstm.h"):
         PipelineConfig(sweep=SweepConfig(site="encoder"))
-    with pytest.raises(ValueError, match="record uses environment seeds .* steer uses"):
+    with pytest.raises(ValueError, match=r"record uses environment seeds .* steer uses"):
         PipelineConfig(record=RecordingConfig(first_env_seed=19_990))
     with pytest.raises(ValueError, match="2 worlds but 1 seeds"):
         TrainDemoConfig(worlds=("forage", "hazard"), seeds=(0,))
