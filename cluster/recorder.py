@@ -6,7 +6,6 @@ it, however many worlds it plays at once and however often it is killed on the w
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ class RecordShard:
     num_worlds: int = 16
     """Worlds played at once; changes speed and memory, never a number."""
 
-    @cached_property
+    @property
     def key(self) -> str:
         return f"{self.plan.recording_id}/{self.shard.shard}"
 

@@ -23,8 +23,8 @@ class TrainDemoConfig:
     """World of each run: a preset (forage, hazard, arena) or the path of a MettaGridConfig .json file."""
     seeds: tuple[int, ...] = (0, 1, 0)
     """Seed of each run."""
-    budget_agent_steps: int = 2_000_000
-    """Length of each run in agent-steps: 2 million take about 80 s on one core."""
+    budget_agent_steps: int = 1_600_000
+    """Length of each run in agent-steps: a million take about 40 s on one core."""
     num_checkpoints: int = 8
     """Checkpoints of each run: step 0, then each at twice the steps of the one before."""
 

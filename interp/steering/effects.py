@@ -19,7 +19,7 @@ class ConceptTrials:
     latent: SteeredLatent
     arms: tuple[Arm, ...]
     outcome_names: tuple[str, ...]
-    outcome_XEO: Float64[np.ndarray, "arms+1 E O"]
+    outcome_XEO: Float64[np.ndarray, "X E O"]
 
 
 EFFECT_SCHEMA = pa.schema(

@@ -37,7 +37,7 @@ def play_arms(
     *,
     labels: Sequence[str],
     agents: tuple[int, ...] | None = None,
-) -> Float64[np.ndarray, "arms+1 E O"]:
+) -> Float64[np.ndarray, "X E O"]:
     """Outcomes of the unedited rollout (first) and of every arm, on the same seeds and noise.
 
     Raises:

@@ -1,11 +1,12 @@
-"""A policy whose memory we wrote by hand: the pipeline names its units, steers the one that acts, and finds nothing else.
+"""A policy whose memory we wrote by hand: its units are found, the one that acts steers, and chance yields nothing.
 
-The network reads two facts of its surroundings, each in a unit of its own, and passes random features on in the others.
-Its gates are held open and its recurrent weights are zero, so h_t = tanh(tanh(gain x_t)): no memory but what the
-observations carry. One unit moves the head, towards standing still or towards walking; no weight of the head is on
-any other unit.
+The network reads two facts of its surroundings, each in a unit of its own, and in every other unit whether some kind of
+object stands in one of eight random cells. Its gates are held open and its recurrent weights are zero, so
+h_t = tanh(tanh(3 x_t)): no memory but what the observations carry. One unit moves the head, towards standing still or
+towards walking; no weight of the head is on any other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +25,7 @@ from interp.recording import episode_rows
 from interp.records import Episode
 from interp.rollout import Capture, Trial, roll
 from interp.stats import episode_split
-from interp.steering.arms import SteeredLatent, SteeringConfig, arms
+from interp.steering.arms import Arm, SteeredLatent, SteeringConfig, arms
 from interp.steering.effects import ConceptTrials, effects_table, outcome_names
 from interp.steering.trials import play_arms
 from interp.worlds.labels import compute_labels
@@ -35,16 +36,19 @@ pytestmark = [pytest.mark.mettagrid, pytest.mark.slow]
 
 SITE = "lstm.h"
 HIDDEN = 16
-WALL, ORE = 0, 1
-"""The planted units: a wall next to the agent, which the head reads, and carried ore, which it does not."""
+NEAR, ORE = 0, 1
+"""The planted units: a generator close by, which the head reads, and carried ore, which it does not."""
 RANDOM_UNITS = slice(2, HIDDEN)
-PLANTED = {"wall_proximity": WALL, "carrying_ore": ORE}
-LABELS = (*PLANTED, "open_area", "landmark", "exploration", "battery_proximity")
+PLANTED = {"battery_proximity": NEAR, "carrying_ore": ORE}
+LABELS = (*PLANTED, "open_area", "landmark", "exploration", "wall_proximity")
 """All of them vary between episodes, so that their tracks can be exchanged."""
-HEAD_WEIGHT = 1.0
+HEAD_WEIGHT = 3.0
+NOOP_BIAS = {+1: 1.4, -1: 2.5}
+"""By the sign of the head's weight, so that exploration can rise as far as it can fall: the percentile among random
+directions compares magnitudes, and the downhill half of them would win against an effect that meets a ceiling."""
 SCORING = ScoringConfig(stride_steps=2)
-STEERING = SteeringConfig(clamp_doses=(0.0, 1.0), num_episodes=10)
-SAE = SaeConfig(family=BatchTopK(k=4), d_sae=32, samples=120_000, batch_rows=1024, reports=1)
+STEERING = SteeringConfig(num_episodes=10)
+SAE = SaeConfig(family=BatchTopK(k=4), d_sae=32, samples=300_000, batch_rows=1024, reports=1)
 
 
 def short_forage() -> MettagridFactory:
@@ -63,20 +67,30 @@ def embedding_rows(policy: TokenLstmPolicy, *tokens: tuple[int, int, int]) -> to
 
 
 def planted_policy(head_sign: int) -> TokenLstmPolicy:
-    """See the head of this file; a positive sign makes the wall unit vote for standing still."""
+    """See the head of this file; a positive sign makes the generator's unit vote for standing still."""
     torch.manual_seed(0)
     architecture = replace(architecture_for(FACTORY, hidden=HIDDEN), embedding=HIDDEN)
     policy = TokenLstmPolicy(architecture)
     features, tags = FACTORY.vocabulary.features, FACTORY.vocabulary.tags
     centre = (architecture.window_rows // 2) << 4 | architecture.window_cols // 2
-    walls = [
-        (centre + step, features["tag"], tags.index("type:wall")) for step in (-16, 16, -1, 1)
+    generators = [
+        (centre + 16 * rows + cols, features["tag"], tags.index("type:generator"))
+        for rows in range(-2, 3)
+        for cols in range(-2, 3)
+        if abs(rows) + abs(cols) <= 2
     ]
     with torch.no_grad():
         table = policy.encoder.embeddings.weight
-        table[:, :2] = 0
-        table[embedding_rows(policy, *walls), WALL] = 1
+        table.zero_()
+        table[embedding_rows(policy, *generators), NEAR] = 1
         table[embedding_rows(policy, (centre, features["inv:ore"], 1)), ORE] = 2  # weight log2(2)/2
+        generator = np.random.default_rng(0)
+        for number in range(HIDDEN)[RANDOM_UNITS]:
+            thing = tags.index(generator.choice(["type:agent", "type:altar", "type:mine"]))
+            cells = generator.integers(0, architecture.window_rows, (8, 2))
+            seen = [(row << 4 | col, features["tag"], thing) for row, col in cells.tolist()]
+            table[embedding_rows(policy, *seen), number] = 1
+        policy.encoder.bias.zero_()
         policy.fc.weight.zero_()
         policy.fc.weight.fill_diagonal_(1)
         policy.fc.bias.zero_()
@@ -84,16 +98,17 @@ def planted_policy(head_sign: int) -> TokenLstmPolicy:
         for parameter in policy.lstm.parameters():
             parameter.zero_()
         weight = dict(policy.lstm.named_parameters())
-        gate_i, gate_f, gate_g, gate_o = weight["bias_ih_l0"].view(4, HIDDEN)
+        gate_i, gate_f, _, gate_o = weight["bias_ih_l0"].view(4, HIDDEN)
         gate_i.fill_(30)
         gate_f.fill_(-30)
         gate_o.fill_(30)
         weight["weight_ih_l0"].view(4, HIDDEN, HIDDEN)[2].fill_diagonal_(3)
-        gate_g[RANDOM_UNITS] = -1  # x >= 0: centres their spread
 
         policy.actor.weight.zero_()
         policy.actor.bias.zero_()
-        policy.actor.weight[policy.action_names.index("noop"), WALL] = HEAD_WEIGHT * head_sign
+        noop = policy.action_names.index("noop")
+        policy.actor.weight[noop, NEAR] = HEAD_WEIGHT * head_sign
+        policy.actor.bias[noop] = NOOP_BIAS[head_sign]
     policy.requires_grad_(False)
     policy.refresh()
     return policy
@@ -211,11 +226,11 @@ def unit(number: int, *, site: str = SITE) -> SteeredLatent:
     )
 
 
-def effects(policy: TokenLstmPolicy, latent: SteeredLatent, *labels: str) -> list[dict]:
-    tried = tuple(arms(latent, STEERING, seed=0))
+def effects(policy: TokenLstmPolicy, tried: Sequence[Arm], latent: SteeredLatent, *labels: str):
+    """The rows of the table of effects of one latent."""
     outcome = play_arms(policy, FACTORY(16), tried, STEERING.env_seeds, labels=labels)
     trials = ConceptTrials(
-        latent=latent, arms=tried, outcome_names=outcome_names(labels), outcome_XEO=outcome
+        latent=latent, arms=tuple(tried), outcome_names=outcome_names(labels), outcome_XEO=outcome
     )
     return effects_table([trials], policy_id="p", policy_name="planted", seed=0).to_pylist()
 
@@ -228,7 +243,7 @@ def test_the_planted_units_are_as_planted(found) -> None:
         assert 0.02 < label_ES.mean() < 0.98
         assert (unit_ES[label_ES] > 0.7).all()
         assert (unit_ES[~label_ES] == 0).all()
-    assert (tracks.activation_ESD[..., RANDOM_UNITS].std((0, 1)) > 0.1).all()
+    assert (tracks.activation_ESD[..., RANDOM_UNITS].std((0, 1)) > 0.05).all()
 
 
 @pytest.mark.parametrize("label", PLANTED)
@@ -244,8 +259,10 @@ def test_the_planted_concept_is_found(found, label) -> None:
 
 @pytest.mark.parametrize("head_sign", [+1, -1])
 def test_steering_moves_the_outcome_as_the_head_says(found, head_sign) -> None:
-    """The more of the wall unit, the less (sign +1) or the more (sign -1) the agents walk into new cells."""
-    rows = effects(planted_policy(head_sign), steered(found, "wall_proximity"), "exploration")
+    """The more of the generator's unit, the less (sign +1) or the more (sign -1) the agents walk into new cells."""
+    latent = steered(found, "battery_proximity")
+    tried = arms(latent, replace(STEERING, clamp_doses=(), ablate_doses=()), seed=0)
+    rows = effects(planted_policy(head_sign), tried, latent, "exploration")
     added = sorted(
         (r for r in rows if r["mode"] == "add" and r["outcome"] == "exploration"),
         key=lambda r: r["dose"],
@@ -259,18 +276,25 @@ def test_steering_moves_the_outcome_as_the_head_says(found, head_sign) -> None:
         else:
             assert row["q_value"] < 0.05
             assert row["lo"] * row["hi"] > 0  # the interval is on one side of zero
-            assert row["random_direction_percentile"] >= 95
+            assert row["random_direction_percentile"] >= 90
 
 
-def test_a_unit_that_no_head_reads_has_exactly_no_effect(found) -> None:
-    for row in effects(found.policy, unit(ORE), "exploration", "carrying_ore"):
+@pytest.mark.parametrize("site", ["lstm.h", "lstm.y", "lstm.c"])
+def test_a_unit_that_no_head_reads_has_exactly_no_effect(found, site) -> None:
+    """It is a concept, and was found; but nothing in the policy depends on it."""
+    latent = unit(ORE, site=site)
+    tried = [arm for arm in arms(latent, STEERING, seed=0) if arm.random_direction is None]
+    rows = effects(found.policy, tried, latent, "exploration", "carrying_ore")
+    assert {(row["mode"], row["dose"]) for row in rows} >= {("add", 2), ("clamp", 1), ("ablate", 1)}
+    for row in rows:
         assert (row["difference"], row["lo"], row["hi"]) == (0, 0, 0), row
         assert row["p_value"] == row["q_value"] == 1
 
 
 def test_labels_of_other_episodes_yield_no_discovery(found) -> None:
     """Whole label tracks go to other episodes, in both splits: all marginals stay, the truth does not."""
-    for seed in range(5):
+    smallest_q = []
+    for seed in range(20):
         generator = np.random.default_rng(seed)
         policy = found.representation
         shuffled = replace(
@@ -283,5 +307,9 @@ def test_labels_of_other_episodes_yield_no_discovery(found) -> None:
         table = scores(shuffled, found.random_init)
         q_value = table.column("q_value").to_numpy()
         assert np.isfinite(q_value).mean() > 0.8  # tested, and found wanting
-        assert np.nanmin(q_value) > 0.05
         assert table.column("concept").null_count == table.num_rows
+        smallest_q.append(np.nanmin(q_value))
+    assert smallest_q[0] > 0.05
+    # Benjamini-Hochberg promises a discovery in at most 5 % of such tables (2 of 60 had one); more than 3 of 20 would
+    # have a chance of 1.6 %.
+    assert (np.array(smallest_q) < 0.05).sum() <= 3

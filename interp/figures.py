@@ -1,0 +1,242 @@
+"""Figures of a report, as SVG text: small, legible on a phone, and the same bytes for the same data.
+
+Text stays text (selectable, in the page's own fonts). Colours come from one palette that reads on a light card; colour
+never carries a meaning alone, a marker or a dash goes with it.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+PALETTE = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
+MARKERS = ("o", "s", "D", "^", "v", "P")
+NULL_COLOUR = "#a0aec0"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sparsight",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["system-ui", "Segoe UI", "Helvetica", "Arial", "DejaVu Sans"],
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e2e8f0",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+SIZE_IN = (4.7, 3.1)
+"""Width and height of a figure in inches; the page scales it to its column."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """A curve with its interval."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    lo: Sequence[float]
+    hi: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPoint:
+    """One trial of a sweep."""
+
+    family: str
+    l0: float
+    fvu: float
+    kept: bool
+
+
+def pareto(points: Sequence[SweepPoint]) -> str:
+    """FVU against L0 of every trial, families apart, the front joined and the kept dictionary ringed."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas()
+        for index, family in enumerate(dict.fromkeys(point.family for point in points)):
+            chosen = [point for point in points if point.family == family]
+            axes.scatter(
+                [point.l0 for point in chosen],
+                [point.fvu for point in chosen],
+                color=PALETTE[index],
+                marker=MARKERS[index],
+                label=family,
+                zorder=3,
+            )
+        front, lowest = [], float("inf")
+        for point in sorted(points, key=lambda point: (point.l0, point.fvu)):
+            if point.fvu < lowest:
+                front.append(point)
+                lowest = point.fvu
+        axes.plot(
+            [p.l0 for p in front], [p.fvu for p in front], color=NULL_COLOUR, lw=1.2, label="front"
+        )
+        for point in points:
+            if point.kept:
+                axes.scatter(
+                    [point.l0],
+                    [point.fvu],
+                    s=160,
+                    facecolors="none",
+                    edgecolors="#1a202c",
+                    linewidths=1.4,
+                    label="kept",
+                    zorder=4,
+                )
+        axes.set(xlabel="L0: latents per row", ylabel="FVU (held out)", xscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+        return _svg(figure)
+
+
+def training(runs: Sequence[Band], random_returns: Sequence[tuple[str, float]]) -> str:
+    """Held-out return per agent over training, with standard errors; random actions as dashed lines."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas()
+        for index, run in enumerate(runs):
+            _band(axes, run, index)
+        for index, (world, value) in enumerate(random_returns):
+            axes.axhline(
+                value,
+                color=NULL_COLOUR,
+                ls=("--", ":", "-.")[index % 3],
+                lw=1.2,
+                label=f"random, {world}",
+            )
+        _step_axis(axes, [x for run in runs for x in run.x])
+        axes.set(xlabel="agent-steps of training", ylabel="return per agent")
+        axes.legend()
+        return _svg(figure)
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[str], value_RC: np.ndarray, label: str) -> str:
+    """Held-out AUROC of the concept that stands for each label in each policy; blank where there is none."""
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(SIZE_IN[0], 0.9 + 0.28 * max(1, len(rows))), layout="constrained")
+        axes = figure.add_subplot()
+        sns.heatmap(
+            value_RC,
+            ax=axes,
+            mask=np.isnan(value_RC),
+            vmin=0.5,
+            vmax=1,
+            cmap="Blues",
+            annot=True,
+            fmt=".2f",
+            annot_kws={"size": 9},
+            xticklabels=list(columns),
+            yticklabels=list(rows),
+            linewidths=1,
+            cbar_kws={"label": label, "shrink": 0.8},
+        )
+        axes.tick_params(length=0)
+        axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
+        return _svg(figure)
+
+
+def histogram(value: np.ndarray, discovered: np.ndarray) -> str:
+    """AUROC of every latent-label pair that was tested, discoveries apart."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas()
+        bins = np.linspace(0, 1, 51).tolist()
+        axes.hist(value, bins=bins, color=NULL_COLOUR, label="tested")
+        axes.hist(value[discovered], bins=bins, color=PALETTE[0], label="q < 0.05")
+        axes.axvline(0.5, color="#1a202c", lw=0.8)
+        axes.set(xlabel="AUROC (held out)", ylabel="latent-label pairs", yscale="log")
+        axes.legend()
+        return _svg(figure)
+
+
+def dose_response(curves: Sequence[Band], ylabel: str) -> str:
+    """Paired difference against dose, one curve per mode; zero is no effect."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas()
+        axes.axhline(0, color="#1a202c", lw=0.8)
+        for index, curve in enumerate(curves):
+            _band(axes, curve, index)
+        axes.set(xlabel="dose", ylabel=ylabel)
+        axes.legend()
+        return _svg(figure)
+
+
+def evolution(
+    latent: Band, probe_y: Sequence[float], null_hi: Sequence[float], emergence: float | None
+) -> str:
+    """AUROC over training of a latent (with interval) and of a refitted probe, above the band of permuted labels."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _canvas()
+        _band(axes, latent, 0)
+        axes.plot(
+            latent.x,
+            probe_y,
+            color=PALETTE[2],
+            marker=MARKERS[2],
+            ms=4,
+            ls="--",
+            label="probe, refitted",
+        )
+        axes.fill_between(
+            latent.x, 0.5, null_hi, color=NULL_COLOUR, alpha=0.35, lw=0, label="95 % null"
+        )
+        if emergence is not None:
+            axes.axvline(emergence, color="#1a202c", lw=1, ls=":")
+            axes.text(emergence, axes.get_ylim()[1], " emerges", va="top", fontsize=9)
+        _step_axis(axes, latent.x)
+        axes.set(xlabel="agent-steps of training", ylabel="AUROC on frozen replay")
+        axes.legend(loc="best")
+        return _svg(figure)
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE_IN, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _band(axes: Axes, curve: Band, index: int) -> None:
+    colour = PALETTE[index % len(PALETTE)]
+    marker = MARKERS[index % len(MARKERS)]
+    axes.plot(curve.x, curve.y, color=colour, marker=marker, ms=4.5, label=curve.name)
+    if len(curve.x) > 1:
+        axes.fill_between(curve.x, curve.lo, curve.hi, color=colour, alpha=0.18, lw=0)
+    else:
+        axes.vlines(curve.x, curve.lo, curve.hi, color=colour, alpha=0.6)
+
+
+def _step_axis(axes: Axes, steps: Sequence[float]) -> None:
+    """Log-spaced checkpoints, with room for step 0."""
+    positive = [step for step in steps if step > 0]
+    if not positive:
+        return
+    axes.set_xscale("symlog", linthresh=min(positive))
+    axes.set_xlim(left=-min(positive) * 0.1)
+    ticks = sorted({0.0, *(10.0**power for power in range(4, 10)), float(max(positive))})
+    ticks = [tick for tick in ticks if tick == 0 or min(positive) <= tick <= max(positive)]
+    axes.set_xticks(ticks, [_short(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _short(number: float) -> str:
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def _svg(figure: Figure) -> str:
+    """The figure without what differs from run to run or from page to page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,347 @@
+"""The report of a study: one HTML file that opens offline and answers a sceptical reader in the order of doubt.
+
+    what was found -> what was run -> is it real (controls, nulls) -> does it matter (steering) -> when was it born ->
+    show me -> how it was computed, and how to make it again
+
+Records and tables in, text out. Every number on the page is one of theirs.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from interp import figures as draw
+from interp.figures import Band, SweepPoint
+from interp.records import Window
+from interp.study import Study
+
+Row = dict[str, Any]
+MAX_Q = 0.05
+"""A discovery has a q-value below this."""
+CONTROLS = {
+    "neuron_auroc": "best neuron",
+    "pca_auroc": "best principal direction",
+    "random_init_auroc": "untrained policy",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A study and the tables that it names."""
+
+    study: Study
+    concepts: pa.Table
+    effects: pa.Table
+    lineages: pa.Table
+    windows: tuple[Window, ...]
+    label_definitions: Mapping[str, str]
+
+
+def figures(report: Report) -> dict[str, str]:
+    """All figures as SVG text, by a name that is safe for a file."""
+    drawn = {}
+    if report.study.policies:
+        drawn["training"] = _training(report)
+    if report.study.sweep:
+        drawn["pareto"] = _pareto(report)
+    named = _named(report)
+    if named:
+        drawn["heat-map"] = _heat_map(named)
+    tested = [row for row in _rows(report.concepts) if not math.isnan(row["q_value"])]
+    if tested:
+        drawn["auroc-histogram"] = draw.histogram(
+            np.array([row["auroc"] for row in tested]),
+            np.array([row["q_value"] < MAX_Q for row in tested]),
+        )
+    for number, effects in enumerate(_by_concept(report.effects)):
+        for outcome, svg in _dose_responses(effects).items():
+            drawn[f"effect-{number:02d}-{outcome}"] = svg
+    for number, lineage in enumerate(_by_concept(report.lineages)):
+        drawn[f"evolution-{number:02d}"] = _evolution(lineage)
+    return drawn
+
+
+def render(report: Report) -> str:
+    """The whole page; the same bytes for the same report."""
+    drawn = {name: Markup(svg) for name, svg in figures(report).items()}
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": _number,
+        "short": _short_number,
+        "percent": lambda value: "–" if math.isnan(value) else f"{100 * value:.1f} %",
+        "p": lambda value: "–" if math.isnan(value) else f"{value:.4f}".rstrip("0").rstrip("."),
+    }
+    template = environment.from_string(_asset("template.html.j2"))
+    return template.render(
+        study=report.study,
+        summary=_summary(report),
+        figures=drawn,
+        last=_last_policies(report.study),
+        concepts=[_concept_view(row) for row in _named(report)],
+        steered=[
+            _steered_view(number, rows) for number, rows in enumerate(_by_concept(report.effects))
+        ],
+        lineages=[
+            {"number": number, "first": rows[0], "last": rows[-1]}
+            for number, rows in enumerate(_by_concept(report.lineages))
+        ],
+        windows=report.windows,
+        player_data=_script_json([_window_data(window) for window in report.windows]),
+        label_definitions=report.label_definitions,
+        style=Markup(_asset("style.css")),
+        player=Markup(_asset("player.js")),
+        max_q=MAX_Q,
+    )
+
+
+def _asset(name: str) -> str:
+    return files("interp.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _script_json(value: object) -> Markup:
+    """JSON that cannot leave the script element that it is put into."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _rows(table: pa.Table) -> list[Row]:
+    return table.to_pylist()
+
+
+def _named(report: Report) -> list[Row]:
+    """The latents that stand for a label, policy by policy, the surest first."""
+    rows = [row for row in _rows(report.concepts) if row["concept"] is not None]
+    return sorted(rows, key=lambda row: (row["policy_name"], -row["auroc"]))
+
+
+def _by_concept(table: pa.Table) -> list[list[Row]]:
+    """Rows of the same policy and concept together, in the order of their first row."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in _rows(table):
+        groups.setdefault((row["policy_name"], row["concept"]), []).append(row)
+    return list(groups.values())
+
+
+def _last_policies(study: Study) -> list[Row]:
+    """The last checkpoint of each run beside its first one and beside chance."""
+    runs: dict[str, list[Any]] = {}
+    for policy in study.policies:
+        runs.setdefault(policy.run, []).append(policy)
+    return [
+        {
+            "first": min(checkpoints, key=lambda policy: policy.step),
+            "last": max(checkpoints, key=lambda policy: policy.step),
+            "count": len(checkpoints),
+            "random": study.random_returns[checkpoints[0].world],
+        }
+        for checkpoints in runs.values()
+    ]
+
+
+# --- what was found
+
+
+def _summary(report: Report) -> Row:
+    study = report.study
+    rows = _rows(report.concepts)
+    tested = [row for row in rows if not math.isnan(row["q_value"])]
+    named = _named(report)
+    effects = _rows(report.effects)
+    no_op = [row for row in effects if row["dose"] == 0]
+    own = [
+        row for row in effects if row["dose"] != 0 and row["outcome"] in (row["label"], "return")
+    ]
+    causal = {
+        (row["policy_name"], row["concept"])
+        for row in own
+        if row["q_value"] < MAX_Q and row["random_direction_percentile"] >= 95
+    }
+    return {
+        "runs": len({policy.run for policy in study.policies}),
+        "checkpoints": len(study.policies),
+        "rows": sum(recording.rows for recording in study.recordings),
+        "episodes": sum(recording.episodes for recording in study.recordings),
+        "pairs": len(tested),
+        "untested": len(rows) - len(tested),
+        "discoveries": sum(row["q_value"] < MAX_Q for row in tested),
+        "named": len(named),
+        "beats_untrained": sum(row["auroc_lo"] > row["random_init_auroc"] for row in named),
+        "beats_all": sum(
+            row["auroc_lo"] > max(row[control] for control in CONTROLS) for row in named
+        ),
+        "steered": len({(row["policy_name"], row["concept"]) for row in effects}),
+        "causal": len(causal),
+        "no_op_rows": len(no_op),
+        "no_op_largest": max((abs(row["difference"]) for row in no_op), default=0.0),
+        "no_op_episodes": max((row["n_episodes"] for row in no_op), default=0),
+    }
+
+
+def _concept_view(row: Row) -> Row:
+    return {
+        **row,
+        "verdict": _verdict(row),
+        "beats": [row["auroc_lo"] > row[control] for control in CONTROLS],
+        "left": 100 * row["auroc_lo"],
+        "width": max(0.8, 100 * (row["auroc_hi"] - row["auroc_lo"])),
+        "middle": 100 * row["auroc"],
+    }
+
+
+def _verdict(row: Row) -> str:
+    """What the controls leave of a concept: a control is beaten if it lies below the whole interval."""
+    unbeaten = [name for control, name in CONTROLS.items() if row["auroc_lo"] <= row[control]]
+    if not unbeaten:
+        return "beats every control"
+    if CONTROLS["random_init_auroc"] in unbeaten:
+        return "no better than an untrained policy"
+    return f"learned; the {' and the '.join(unbeaten)} read{'s' if len(unbeaten) == 1 else ''} it as well"
+
+
+# --- does it matter
+
+
+def _steered_view(number: int, rows: list[Row]) -> Row:
+    outcomes = list(dict.fromkeys(row["outcome"] for row in rows))
+    own = [row for row in rows if row["outcome"] in ("return", rows[0]["label"])]
+    return {
+        "number": number,
+        "first": rows[0],
+        "figures": [f"effect-{number:02d}-{outcome}" for outcome in ("return", rows[0]["label"])],
+        "own": own,
+        "others": [row for row in rows if row not in own],
+        "num_outcomes": len(outcomes),
+    }
+
+
+def _dose_responses(rows: list[Row]) -> dict[str, str]:
+    """Return and the rate of the concept's own label against dose, one curve per mode."""
+    drawn = {}
+    for outcome in dict.fromkeys(("return", rows[0]["label"])):
+        curves = []
+        for mode in dict.fromkeys(row["mode"] for row in rows):
+            chosen = sorted(
+                (row for row in rows if row["mode"] == mode and row["outcome"] == outcome),
+                key=lambda row: row["dose"],
+            )
+            if len(chosen) > 1:
+                curves.append(
+                    Band(
+                        name=mode,
+                        x=[row["dose"] for row in chosen],
+                        y=[row["difference"] for row in chosen],
+                        lo=[row["lo"] for row in chosen],
+                        hi=[row["hi"] for row in chosen],
+                    )
+                )
+        what = "return per agent" if outcome == "return" else f"rate of {outcome}"
+        drawn[outcome] = draw.dose_response(curves, f"difference in {what}")
+    return drawn
+
+
+# --- figures of what was run
+
+
+def _training(report: Report) -> str:
+    study = report.study
+    runs: dict[str, list[Any]] = {}
+    for policy in study.policies:
+        runs.setdefault(policy.name, []).append(policy)
+    bands = [
+        Band(
+            name=name,
+            x=[policy.step for policy in policies],
+            y=[policy.return_mean for policy in policies],
+            lo=[policy.return_mean - policy.return_se for policy in policies],
+            hi=[policy.return_mean + policy.return_se for policy in policies],
+        )
+        for name, policies in runs.items()
+    ]
+    return draw.training(bands, list(study.random_returns.items()))
+
+
+def _pareto(report: Report) -> str:
+    kept = report.study.dictionaries[0] if report.study.dictionaries else None
+    return draw.pareto(
+        [
+            SweepPoint(
+                family=trial.config["family"]["name"],
+                l0=trial.l0,
+                fvu=trial.fvu,
+                kept=kept is not None and (trial.fvu, trial.l0) == (kept.fvu, kept.l0),
+            )
+            for trial in report.study.sweep
+            if trial.l0 > 0
+        ]
+    )
+
+
+def _heat_map(named: list[Row]) -> str:
+    labels = list(
+        dict.fromkeys(row["label"] for row in sorted(named, key=lambda row: -row["auroc"]))
+    )
+    policies = sorted({row["policy_name"] for row in named})
+    value = np.full((len(labels), len(policies)), np.nan)
+    for row in named:
+        value[labels.index(row["label"]), policies.index(row["policy_name"])] = row["auroc"]
+    return draw.heat_map(labels, policies, value, "AUROC")
+
+
+def _evolution(rows: list[Row]) -> str:
+    band = Band(
+        name="latent",
+        x=[row["step"] for row in rows],
+        y=[row["auroc"] for row in rows],
+        lo=[row["auroc_lo"] for row in rows],
+        hi=[row["auroc_hi"] for row in rows],
+    )
+    return draw.evolution(
+        band,
+        [row["probe_auroc"] for row in rows],
+        [row["null_hi"] for row in rows],
+        rows[0]["emergence_step"],
+    )
+
+
+# --- show me
+
+
+def _window_data(window: Window) -> Row:
+    """What the player needs, in plain JSON values."""
+    return {
+        "concept": window.concept,
+        "label": window.label,
+        "agent": window.agent,
+        "t": window.t.tolist(),
+        "peak": window.peak_t,
+        "map": window.map_HW.tolist(),
+        "objects": list(window.object_names),
+        "position": window.position_TA2.tolist(),
+        "team": window.team_A.tolist(),
+        "inventory": window.inventory_TI.tolist(),
+        "resources": list(window.resource_names),
+        "latent": [round(float(value), 4) for value in window.latent_T],
+        "truth": window.label_T.tolist(),
+        "action": [window.action_names[action] for action in window.action_T],
+        "reward": [round(float(value), 4) for value in window.reward_T],
+    }
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _short_number(value: float) -> str:
+    return f"{value:,.0f}"
