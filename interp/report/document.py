@@ -77,7 +77,7 @@ def render(report: Report) -> str:
     )
     environment.filters |= {
         "number": _number,
-        "short": _short_number,
+        "count": _count,
         "percent": lambda value: "–" if math.isnan(value) else f"{100 * value:.1f} %",
         "p": lambda value: "–" if math.isnan(value) else f"{value:.4f}".rstrip("0").rstrip("."),
     }
@@ -219,7 +219,7 @@ def _steered_view(number: int, rows: list[Row]) -> Row:
     return {
         "number": number,
         "first": rows[0],
-        "figures": [f"effect-{number:02d}-{outcome}" for outcome in ("return", rows[0]["label"])],
+        "figures": [f"effect-{number:02d}-{outcome}" for outcome in ("return", "label")],
         "own": own,
         "others": [row for row in rows if row not in own],
         "num_outcomes": len(outcomes),
@@ -229,7 +229,7 @@ def _steered_view(number: int, rows: list[Row]) -> Row:
 def _dose_responses(rows: list[Row]) -> dict[str, str]:
     """Return and the rate of the concept's own label against dose, one curve per mode."""
     drawn = {}
-    for outcome in dict.fromkeys(("return", rows[0]["label"])):
+    for name, outcome in (("return", "return"), ("label", rows[0]["label"])):
         curves = []
         for mode in dict.fromkeys(row["mode"] for row in rows):
             chosen = sorted(
@@ -247,7 +247,7 @@ def _dose_responses(rows: list[Row]) -> dict[str, str]:
                     )
                 )
         what = "return per agent" if outcome == "return" else f"rate of {outcome}"
-        drawn[outcome] = draw.dose_response(curves, f"difference in {what}")
+        drawn[name] = draw.dose_response(curves, f"difference in {what}")
     return drawn
 
 
@@ -262,7 +262,7 @@ def _training(report: Report) -> str:
     bands = [
         Band(
             name=name,
-            x=[policy.step for policy in policies],
+            x=[float(policy.step) for policy in policies],
             y=[policy.return_mean for policy in policies],
             lo=[policy.return_mean - policy.return_se for policy in policies],
             hi=[policy.return_mean + policy.return_se for policy in policies],
@@ -302,16 +302,17 @@ def _heat_map(named: list[Row]) -> str:
 def _evolution(rows: list[Row]) -> str:
     band = Band(
         name="latent",
-        x=[row["step"] for row in rows],
+        x=[float(row["step"]) for row in rows],
         y=[row["auroc"] for row in rows],
         lo=[row["auroc_lo"] for row in rows],
         hi=[row["auroc_hi"] for row in rows],
     )
+    emergence = rows[0]["emergence_step"]
     return draw.evolution(
         band,
         [row["probe_auroc"] for row in rows],
         [row["null_hi"] for row in rows],
-        rows[0]["emergence_step"],
+        None if emergence is None else float(emergence),
     )
 
 
@@ -343,5 +344,5 @@ def _number(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _short_number(value: float) -> str:
-    return f"{value:,.0f}"
+def _count(value: int) -> str:
+    return f"{value:,}"

@@ -27,7 +27,9 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 def brute_force_q(p: np.ndarray) -> np.ndarray:
     """q_i = the smallest p_j m / #{p <= p_j} over all p_j >= p_i, and at most 1."""
-    return np.array([min(1.0, *(p_j * len(p) / (p <= p_j).sum() for p_j in p[p >= p_i])) for p_i in p])
+    return np.array(
+        [min(1.0, *(p_j * len(p) / (p <= p_j).sum() for p_j in p[p >= p_i])) for p_i in p]
+    )
 
 
 @given(P_VALUES)
@@ -39,7 +41,7 @@ def test_q_values_are_as_defined(p) -> None:
 def test_q_values_follow_their_p_values(p, random) -> None:
     """Never below p, at most 1, in the order of p, and blind to the order in which tests are listed."""
     q = benjamini_hochberg(p)
-    assert (q >= p).all() and (q <= 1).all()
+    assert (q >= p * (1 - 1e-12)).all() and (q <= 1).all()
     assert (np.diff(q[np.argsort(p)]) >= 0).all()
     order = np.arange(len(p))
     random.shuffle(order)
@@ -168,7 +170,4 @@ def test_a_larger_share_keeps_what_a_smaller_one_held_out() -> None:
 def test_splits_of_today_are_those_of_yesterday() -> None:
     """Another split would let training episodes of a stored dictionary into its own held-out figures."""
     held_out_E = episode_split(np.arange(24), held_out_fraction=0.25, salt="sparsight")
-    assert np.flatnonzero(held_out_E).tolist() == GOLDEN
-
-
-GOLDEN = [-1]
+    assert np.flatnonzero(held_out_E).tolist() == [1, 2, 10, 11, 15, 16, 17]
