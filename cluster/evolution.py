@@ -22,6 +22,7 @@ from interp.comparison.evolution import (
 from interp.concepts.tracks import Tracks
 from interp.policies.bundle import PolicyCard
 from interp.rollout import Stride
+from interp.steering.arms import SteeredLatent
 from interp.worlds.mettagrid import MettagridFactory
 
 
@@ -70,7 +71,6 @@ class ScoreCheckpoint:
     config: EvolutionConfig
     dict_id: str
     concepts: tuple[FollowedConcept, ...]
-    split: Split
     seed: int
 
     @property
@@ -105,30 +105,38 @@ class ScoreCheckpoint:
         tracks = Tracks.of(table, site=dictionary.site, labels=labels)
         return score_checkpoint(
             tracks,
-            ~self.split.held_out(tracks.env_seed_E),
+            ~PROBE_SPLIT.held_out(tracks.env_seed_E),
             dictionary,
             self.concepts,
             seed=self.seed,
         )
 
 
-def lineage_question(
+PROBE_SPLIT = Split(held_out_fraction=0.5, salt="probe")
+"""Which episodes of a bank probes are fitted to; the others are scored."""
+
+
+def lineage_tasks(
     run: TrainedRun,
-    bank: Sequence[str],
+    factory: MettagridFactory,
+    bank: tuple[str, ...],
     dict_id: str,
-    concepts: Sequence[FollowedConcept],
+    latents: Sequence[SteeredLatent],
     config: EvolutionConfig,
     *,
-    split: Split,
     seed: int,
-) -> Question:
-    """What the table of lineages is made from."""
-    return Question(
+) -> tuple[Question, TrainedRun, list[ScoreCheckpoint]]:
+    """What the table of lineages of a run is made from, and one task for each of its checkpoints."""
+    concepts = tuple(
+        FollowedConcept(concept=latent.concept, label=latent.label, latent=latent.latent)
+        for latent in latents
+    )
+    question = Question(
         "lineages",
         {
             "evolution": asdict(config),
             "concepts": [asdict(concept) for concept in concepts],
-            "split": asdict(split),
+            "split": asdict(PROBE_SPLIT),
             "seed": seed,
         },
         {
@@ -137,6 +145,19 @@ def lineage_question(
             **{f"bank_{number}": recording for number, recording in enumerate(bank)},
         },
     )
+    tasks = [
+        ScoreCheckpoint(
+            checkpoint=card,
+            factory=factory,
+            bank=bank,
+            config=config,
+            dict_id=dict_id,
+            concepts=concepts,
+            seed=seed,
+        )
+        for card in (run.checkpoints if concepts else ())
+    ]
+    return question, run, tasks
 
 
 def lineage_table(

@@ -1,7 +1,8 @@
 """Tasks of the pool that score the concepts of one dictionary and show its strongest responses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +14,7 @@ from cluster.studio import Studio
 from interp.concepts.catalogue import Representation, ScoringConfig, score_concepts
 from interp.concepts.tracks import Tracks
 from interp.concepts.windows import Peak, cut_window, peaks, window_to_json
+from interp.dictionaries.dictionary import Dictionary
 from interp.records import LABEL_PREFIX, SITE_PREFIX
 from interp.rollout import Capture, Trial, roll
 from interp.steering.arms import SteeredLatent
@@ -94,6 +96,22 @@ class ScoreConcepts:
             held_out=tracks.select(held_out_E),
             dictionary=dictionary,
         )
+
+
+def steered_latent(dictionary: Dictionary, concept: Mapping[str, Any]) -> SteeredLatent:
+    """The latent of a row of the concept table, ready to be steered in the units of its site."""
+    direction = dictionary.direction(concept["latent"])
+    return SteeredLatent(
+        concept=concept["concept"],
+        label=concept["label"],
+        latent=concept["latent"],
+        site=concept["site"],
+        scale=concept["scale"],
+        write_D=direction.write_D.numpy(),
+        read_D=direction.read_D.numpy(),
+        read_bias=direction.read_bias,
+        threshold=direction.threshold,
+    )
 
 
 def read_tracks(

@@ -14,6 +14,7 @@ from interp.report.document import Report, figures, render
 from interp.study import Study
 from interp.worlds.labels import LABELS
 
+REPORT = "report.html"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -62,22 +63,32 @@ def _concatenated(store: Store, kind: Kind, ids: Sequence[str]) -> pa.Table:
     return pa.concat_tables(tables) if tables else pa.table({})
 
 
-def save_study(store: Store, report: Report) -> Path:
-    """Writes report and figures, then study.json; returns the path of the report.
+def find_same(store: Store, study: Study) -> Study | None:
+    """The study as an earlier run left it, if it found the same and has its report; its times are of that run."""
+    keys = [_key(study.study, name) for name in ("study.json", REPORT)]
+    if not all(store.exists(key) for key in keys):
+        return None
+    before = read_study(store, study.study)
+    return before if replace(before, wall_s=study.wall_s) == study else None
 
-    A study that was found complete keeps the wall times of the run that made it.
-    """
-    study = report.study
-    key = _key(study.study, "study.json")
-    if store.exists(key):
-        before = Study.from_json(store.get(key).decode())
-        if replace(before, wall_s=study.wall_s) == study:
-            report = replace(report, study=before)
-    for name, svg in figures(report).items():
-        store.replace(_key(study.study, f"figures/{name}.svg"), svg.encode())
-    store.replace(_key(study.study, "report.html"), render(report).encode())
-    store.replace(key, report.study.to_json().encode())
-    return store.local_path(_key(study.study, "report.html"))
+
+def draw_report(store: Store, report: Report) -> Path:
+    """Writes figures and page; returns the path of the page."""
+    name = report.study.study
+    for figure, svg in figures(report).items():
+        store.replace(_key(name, f"figures/{figure}.svg"), svg.encode())
+    store.replace(_key(name, REPORT), render(report).encode())
+    return report_path(store, name)
+
+
+def save_study(store: Store, study: Study) -> None:
+    """Writes study.json, which says that the study is complete: the last thing to be written."""
+    store.replace(_key(study.study, "study.json"), study.to_json().encode())
+
+
+def report_path(store: Store, name: str) -> Path:
+    """Where the page of a study is."""
+    return store.local_path(_key(name, REPORT))
 
 
 def _key(name: str, file: str) -> str:

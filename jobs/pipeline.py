@@ -4,28 +4,35 @@ Every stage asks the store first, so the same command goes on after an interrupt
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import tyro
 
-from cluster.dictionaries import TrainDictionary, load as load_dictionary
+from cluster.dictionaries import SweepResult, TrainDictionary, load as load_dictionary
 from cluster.evaluation import UNIFORM, Evaluate, ReturnEstimate
-from cluster.evolution import ScoreCheckpoint, lineage_question
+from cluster.evolution import lineage_tasks
 from cluster.laboratory import Laboratory
 from cluster.recorder import plan_recording
 from cluster.recordings import Manifest
-from cluster.scoring import ScoreConcepts, ShowConcepts
-from cluster.staging import Split
+from cluster.scoring import ScoreConcepts, ShowConcepts, steered_latent
 from cluster.steering import effects_question, steering_blocks
 from cluster.store import Store
-from cluster.studies import check_study_name, report_of, save_study
-from cluster.training import TrainedRun, run_name
-from interp.comparison.evolution import FollowedConcept
+from cluster.studies import (
+    check_study_name,
+    draw_report,
+    find_same,
+    report_of,
+    report_path,
+    save_study,
+)
+from cluster.training import TrainedRun
+from interp.dictionaries.training import SaeConfig
 from interp.steering.arms import SteeredLatent
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
 from interp.worlds.mettagrid import MettagridFactory
-from jobs.progress import Reporter, TrainingNote
+from jobs.progress import Reporter, SweepNote, TrainingNote
 from jobs.recipes import PIPELINES, PipelineConfig
 from jobs.summary import print_summary
 
@@ -49,6 +56,39 @@ def run(config: PipelineConfig, reporter: Reporter) -> Study:
         return _Pipeline(config, laboratory, reporter).run()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recorded:
+    """A training run, its last checkpoint at play, and the untrained one shown the same observations."""
+
+    run: TrainedRun
+    factory: MettagridFactory
+    recording: Manifest
+    untrained: Manifest
+
+    @property
+    def policy_id(self) -> str:
+        return self.run.checkpoints[-1].policy_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decomposed:
+    """A recorded run with a dictionary of each of its two recordings."""
+
+    recorded: _Recorded
+    dictionary: DictionaryEntry
+    untrained: DictionaryEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scored:
+    """A decomposed run with its concepts, and the few of them that are looked at more closely."""
+
+    recorded: _Recorded
+    dictionary: DictionaryEntry
+    concepts_id: str
+    latents: tuple[SteeredLatent, ...]
+
+
 class _Pipeline:
     """The stages of one run of the pipeline, in order; each leaves what the next ones need."""
 
@@ -57,38 +97,24 @@ class _Pipeline:
         self.laboratory = laboratory
         self.store = laboratory.store
         self.reporter = reporter
+        worlds = dict.fromkeys(config.train.worlds)
         self.factories = {
-            world: MettagridFactory.load(world) for world in dict.fromkeys(config.train.worlds)
+            factory.name: factory for factory in (MettagridFactory.load(world) for world in worlds)
         }
 
     def run(self) -> Study:
         runs = self._train()
         returns, random_returns = self._evaluate(runs)
-        recordings, untrained = self._record(runs)
-        sweep, dictionaries, untrained_dictionaries = self._decompose(recordings, untrained)
-        concept_ids, concepts = self._score(
-            runs, recordings, dictionaries, untrained, untrained_dictionaries
-        )
-        latents = [
-            self._latents_to_follow(table, entry)
-            for table, entry in zip(concepts, dictionaries, strict=True)
-        ]
-        effect_ids = self._steer(runs, concept_ids, latents)
-        lineage_ids = self._follow(runs, dictionaries, latents)
-        window_ids = self._show(runs, recordings, dictionaries, latents)
+        recorded = self._record(runs)
+        sweep = self._sweep(recorded[0])
+        decomposed = self._decompose(recorded, sweep.chosen_config)
+        scored = self._score(decomposed)
+        effects = self._steer(scored)
+        lineages = self._follow(scored)
+        windows = self._show(scored)
         study = Study(
             study=self.config.study,
-            seeds={
-                "study": self.config.seed,
-                **{
-                    f"train.{run_name(ppo, self.factories[ppo.world])}": ppo.seed
-                    for ppo in self.config.train.runs
-                },
-                "evaluate.first_env_seed": self.config.evaluate.first_env_seed,
-                "record.first_env_seed": self.config.record.first_env_seed,
-                "steer.first_env_seed": self.config.steer.first_env_seed,
-                "evolve.first_env_seed": self.config.evolve.first_env_seed,
-            },
+            seeds=self._seeds(runs),
             policies=tuple(
                 PolicyEntry(
                     policy_id=card.policy_id,
@@ -100,25 +126,50 @@ class _Pipeline:
                     return_se=returns[card.policy_id].se,
                     n_episodes=returns[card.policy_id].n_episodes,
                 )
-                for trained in runs
-                for card in trained.checkpoints
+                for run in runs
+                for card in run.checkpoints
             ),
             random_return=random_returns[runs[0].world].mean,
             random_returns={world: found.mean for world, found in random_returns.items()},
-            recordings=tuple(_recording_entry(manifest) for manifest in recordings + untrained),
-            sweep=sweep,
-            dictionaries=tuple(dictionaries + untrained_dictionaries),
-            concepts=tuple(concept_ids),
-            effects=tuple(effect_ids),
-            lineages=tuple(lineage_ids),
-            windows=tuple(window_ids),
-            wall_s=self.reporter.wall_s,
+            recordings=tuple(
+                _recording_entry(manifest)
+                for one in recorded
+                for manifest in (one.recording, one.untrained)
+            ),
+            sweep=sweep.trials,
+            dictionaries=tuple(
+                entry for one in decomposed for entry in (one.dictionary, one.untrained)
+            ),
+            concepts=tuple(one.concepts_id for one in scored),
+            effects=effects,
+            lineages=lineages,
+            windows=windows,
+            wall_s=dict(self.reporter.wall_s),
         )
         report = report_of(self.store, study)
-        with self.reporter.stage("report"):
-            path = save_study(self.store, report)
-        print_summary(self.reporter, report, path)
-        return study
+        before = find_same(self.store, study)
+        if before is None:
+            with self.reporter.stage("report"):
+                draw_report(self.store, report)
+            study = replace(study, wall_s=dict(self.reporter.wall_s))
+            save_study(self.store, study)
+        print_summary(self.reporter, report, report_path(self.store, study.study))
+        return before or study
+
+    def _seeds(self, runs: list[TrainedRun]) -> dict[str, int]:
+        """Every seed, by what it decides."""
+        config = self.config
+        return {
+            "study": config.seed,
+            **{
+                f"train.{run.name}": seed
+                for run, seed in zip(runs, config.train.seeds, strict=True)
+            },
+            "evaluate.first_env_seed": config.evaluate.first_env_seed,
+            "record.first_env_seed": config.record.first_env_seed,
+            "steer.first_env_seed": config.steer.first_env_seed,
+            "evolve.first_env_seed": config.evolve.first_env_seed,
+        }
 
     def _train(self) -> list[TrainedRun]:
         with self.reporter.stage("train") as stage:
@@ -136,24 +187,15 @@ class _Pipeline:
         returns: dict[str, ReturnEstimate] = {}
         random_returns: dict[str, ReturnEstimate] = {}
         with self.reporter.stage("evaluate") as stage:
-            for factory in self.factories.values():
-                players = [
-                    UNIFORM,
-                    *(
-                        card.policy_id
-                        for run in runs
-                        if run.world == factory.name
-                        for card in run.checkpoints
-                    ),
+            for world, factory in self.factories.items():
+                cards = [card for run in runs if run.world == world for card in run.checkpoints]
+                players = dict.fromkeys([UNIFORM, *(card.policy_id for card in cards)])
+                tasks = [
+                    Evaluate(policy_id=player, factory=factory, config=self.config.evaluate)
+                    for player in players
                 ]
-                found = self.laboratory.evaluate(
-                    [
-                        Evaluate(policy_id=player, factory=factory, config=self.config.evaluate)
-                        for player in dict.fromkeys(players)
-                    ],
-                    stage.update,
-                )
-                random_returns[factory.name] = found.pop(UNIFORM)
+                found = self.laboratory.evaluate(tasks, stage.update)
+                random_returns[world] = found.pop(UNIFORM)
                 returns |= found
         last = [returns[run.checkpoints[-1].policy_id] for run in runs]
         self.reporter.done(
@@ -165,266 +207,196 @@ class _Pipeline:
         )
         return returns, random_returns
 
-    def _record(self, runs: list[TrainedRun]) -> tuple[list[Manifest], list[Manifest]]:
-        """The last checkpoint of each run at play, and the untrained one shown the same observations."""
+    def _record(self, runs: list[TrainedRun]) -> list[_Recorded]:
+        config = self.config.record
+        untrained_config = replace(config, sites=(self.config.sweep.site,))
+        factories = [self.factories[run.world] for run in runs]
         with self.reporter.stage("record") as stage:
             plans = [
-                (
-                    plan_recording(
-                        self.store,
-                        run.checkpoints[-1].policy_id,
-                        self._factory(run),
-                        self.config.record,
-                    ),
-                    self._factory(run),
-                )
-                for run in runs
+                plan_recording(self.store, run.checkpoints[-1].policy_id, factory, config)
+                for run, factory in zip(runs, factories, strict=True)
             ]
-            played = self.laboratory.record(plans, stage.update)
-            untrained_config = replace(self.config.record, sites=(self.config.sweep.site,))
+            played = self.laboratory.record(list(zip(plans, factories, strict=True)), stage.update)
             replays = [
-                (
-                    plan_recording(
-                        self.store,
-                        run.checkpoints[0].policy_id,
-                        self._factory(run),
-                        untrained_config,
-                        replay_of=manifest.plan.recording_id,
-                    ),
-                    self._factory(run),
+                plan_recording(
+                    self.store,
+                    run.checkpoints[0].policy_id,
+                    factory,
+                    untrained_config,
+                    replay_of=manifest.plan.recording_id,
                 )
-                for run, manifest in zip(runs, played, strict=True)
+                for run, factory, manifest in zip(runs, factories, played, strict=True)
             ]
-            shown = self.laboratory.record(replays, stage.update)
+            shown = self.laboratory.record(list(zip(replays, factories, strict=True)), stage.update)
         rows = sum(manifest.rows for manifest in played + shown)
         self.reporter.done("record", f"{rows:,} rows in {len(played + shown)} recordings")
-        return played, shown
+        return [
+            _Recorded(run=run, factory=factory, recording=recording, untrained=untrained)
+            for run, factory, recording, untrained in zip(
+                runs, factories, played, shown, strict=True
+            )
+        ]
 
-    def _factory(self, run: TrainedRun) -> MettagridFactory:
-        return next(factory for factory in self.factories.values() if factory.name == run.world)
-
-    def _decompose(self, recordings: list[Manifest], untrained: list[Manifest]):  # noqa: ANN202
-        """The sweep on the first recording, and its chosen recipe on all others."""
+    def _sweep(self, first: _Recorded) -> SweepResult:
+        """All trials on the first run; its chosen recipe serves for the others."""
         config = self.config
         with self.reporter.stage("sweep") as stage:
             sweep = self.laboratory.sweep(
-                recordings[0].plan.recording_id,
+                first.recording.plan.recording_id,
                 config.sweep.site,
                 config.sweep.trials,
                 split=config.split,
                 seed=config.seed,
                 target_l0=config.sweep.target_l0,
-                on_progress=lambda trial: stage.update(
-                    trial.num_done,
-                    trial.num_trials,
-                    f"trials; {trial.config.family.name} FVU {trial.progress.fvu:.3f} L0 {trial.progress.l0:.1f}",
-                ),
+                on_progress=SweepNote(stage),
             )
         self.reporter.done(
             "sweep",
             f"{len(sweep.trials)} trials; kept {sweep.chosen.family} "
             f"FVU {sweep.chosen.fvu:.3f} L0 {sweep.chosen.l0:.1f} dead {sweep.chosen.dead_fraction:.0%}",
         )
-        with self.reporter.stage("dictionaries") as stage:
+        return sweep
+
+    def _decompose(self, recorded: list[_Recorded], recipe: SaeConfig) -> list[_Decomposed]:
+        manifests = [manifest for one in recorded for manifest in (one.recording, one.untrained)]
+        with self.reporter.stage("decompose") as stage:
             entries = self.laboratory.train_dictionaries(
                 [
                     TrainDictionary(
                         recording_id=manifest.plan.recording_id,
-                        site=config.sweep.site,
-                        config=sweep.chosen_config,
-                        split=config.split,
-                        seed=config.seed,
+                        site=self.config.sweep.site,
+                        config=recipe,
+                        split=self.config.split,
+                        seed=self.config.seed,
                     )
-                    for manifest in [*recordings, *untrained]
+                    for manifest in manifests
                 ],
                 stage.update,
             )
-        self.reporter.done("dictionaries", f"{len(entries)} of the chosen recipe")
-        return sweep.trials, entries[: len(recordings)], entries[len(recordings) :]
+        self.reporter.done("decompose", f"{len(entries)} dictionaries of the chosen recipe")
+        return [
+            _Decomposed(recorded=one, dictionary=dictionary, untrained=untrained)
+            for one, dictionary, untrained in zip(
+                recorded, entries[::2], entries[1::2], strict=True
+            )
+        ]
 
-    def _score(
-        self,
-        runs: list[TrainedRun],
-        recordings: list[Manifest],
-        dictionaries: list[DictionaryEntry],
-        untrained: list[Manifest],
-        untrained_dictionaries: list[DictionaryEntry],
-    ) -> tuple[list[str], list[pa.Table]]:
+    def _score(self, decomposed: list[_Decomposed]) -> list[_Scored]:
+        config = self.config
+        tasks = [
+            ScoreConcepts(
+                policy_name=one.recorded.run.name,
+                recording_id=one.recorded.recording.plan.recording_id,
+                dict_id=one.dictionary.dict_id,
+                random_init_recording_id=one.recorded.untrained.plan.recording_id,
+                random_init_dict_id=one.untrained.dict_id,
+                labels=config.record.labels,
+                split=config.split,
+                config=config.score,
+                seed=config.seed,
+            )
+            for one in decomposed
+        ]
         with self.reporter.stage("score") as stage:
-            tasks = [
-                ScoreConcepts(
-                    policy_name=run.name,
-                    recording_id=recording.plan.recording_id,
-                    dict_id=dictionary.dict_id,
-                    random_init_recording_id=control.plan.recording_id,
-                    random_init_dict_id=control_dictionary.dict_id,
-                    labels=self.config.record.labels,
-                    split=self.config.split,
-                    config=self.config.score,
-                    seed=self.config.seed,
-                )
-                for run, recording, dictionary, control, control_dictionary in zip(
-                    runs, recordings, dictionaries, untrained, untrained_dictionaries, strict=True
-                )
-            ]
             tables = self.laboratory.answer(tasks, stage.update)
         named = sum(len(table) - table.column("concept").null_count for table in tables)
         self.reporter.done(
             "score", f"{sum(len(table) for table in tables):,} latent-label pairs, {named} concepts"
         )
-        return [task.question.id for task in tasks], tables
+        return [
+            _Scored(
+                recorded=one.recorded,
+                dictionary=one.dictionary,
+                concepts_id=task.question.id,
+                latents=self._latents_to_follow(table, one.dictionary),
+            )
+            for one, task, table in zip(decomposed, tasks, tables, strict=True)
+        ]
 
     def _latents_to_follow(
         self, concepts: pa.Table, dictionary: DictionaryEntry
-    ) -> list[SteeredLatent]:
-        """The named concepts that training made most of: largest lead over the untrained policy, one per latent."""
+    ) -> tuple[SteeredLatent, ...]:
+        """The concepts that training made most of: largest lead over the untrained policy, one per latent."""
         named = [row for row in concepts.to_pylist() if row["concept"] is not None]
         named.sort(key=lambda row: row["random_init_auroc"] - row["auroc"])
-        chosen = {row["latent"]: row for row in reversed(named)}
-        rows = [row for row in named if chosen[row["latent"]] is row]
+        best_of_latent: dict[int, dict[str, Any]] = {}
+        for row in named:
+            best_of_latent.setdefault(row["latent"], row)
         weights = load_dictionary(self.store, dictionary.dict_id)
-        latents = []
-        for row in rows[: self.config.concepts_per_policy]:
-            direction = weights.direction(row["latent"])
-            latents.append(
-                SteeredLatent(
-                    concept=row["concept"],
-                    label=row["label"],
-                    latent=row["latent"],
-                    site=row["site"],
-                    scale=row["scale"],
-                    write_D=direction.write_D.numpy(),
-                    read_D=direction.read_D.numpy(),
-                    read_bias=direction.read_bias,
-                    threshold=direction.threshold,
-                )
-            )
-        return latents
+        return tuple(
+            steered_latent(weights, row)
+            for row in list(best_of_latent.values())[: self.config.concepts_per_policy]
+        )
 
-    def _steer(
-        self, runs: list[TrainedRun], concept_ids: list[str], latents: list[list[SteeredLatent]]
-    ) -> list[str]:
-        labels = self.config.record.labels
+    def _steer(self, scored: list[_Scored]) -> tuple[str, ...]:
+        config = self.config
         questions = []
-        for run, concepts_id, chosen in zip(runs, concept_ids, latents, strict=True):
-            policy_id = run.checkpoints[-1].policy_id
-            factory = self._factory(run)
-            questions.append(
-                (
-                    effects_question(
-                        policy_id,
-                        factory,
-                        concepts_id,
-                        chosen,
-                        self.config.steer,
-                        seed=self.config.seed,
-                        labels=labels,
-                    ),
-                    steering_blocks(
-                        policy_id,
-                        factory,
-                        chosen,
-                        self.config.steer,
-                        seed=self.config.seed,
-                        labels=labels,
-                    ),
-                    run.name,
-                )
+        for one in scored:
+            asked = {"seed": config.seed, "labels": config.record.labels}
+            subject = (one.recorded.policy_id, one.recorded.factory)
+            question = effects_question(
+                *subject, one.concepts_id, one.latents, config.steer, **asked
             )
+            blocks = steering_blocks(*subject, one.latents, config.steer, **asked)
+            questions.append((question, blocks, one.recorded.run.name))
         with self.reporter.stage("steer") as stage:
-            self.laboratory.steer(questions, stage.update, seed=self.config.seed)
-        episodes = sum(len(blocks) for _, blocks, _ in questions)
+            self.laboratory.steer(questions, stage.update, seed=config.seed)
+        num_concepts = sum(len(one.latents) for one in scored)
         self.reporter.done(
             "steer",
-            f"{sum(len(chosen) for chosen in latents)} concepts in {episodes} blocks; dose 0 changed nothing",
+            f"{num_concepts} concepts, {config.steer.num_episodes} episodes of every arm; dose 0 changed nothing",
         )
-        return [question.id for question, _, _ in questions]
+        return tuple(question.id for question, _, _ in questions)
 
-    def _follow(
-        self,
-        runs: list[TrainedRun],
-        dictionaries: list[DictionaryEntry],
-        latents: list[list[SteeredLatent]],
-    ) -> list[str]:
+    def _follow(self, scored: list[_Scored]) -> tuple[str, ...]:
         config = self.config
         with self.reporter.stage("evolve") as stage:
+            banks = [config.evolve.bank(one.recorded.run) for one in scored]
             plans = [
                 (
-                    plan_recording(self.store, card.policy_id, self._factory(run), recording),
-                    self._factory(run),
+                    plan_recording(self.store, card.policy_id, one.recorded.factory, recording),
+                    one.recorded.factory,
                 )
-                for run in runs
-                for card, recording in config.evolve.bank(run)
+                for one, bank in zip(scored, banks, strict=True)
+                for card, recording in bank
             ]
-            banks = [
-                manifest.plan.recording_id
-                for manifest in self.laboratory.record(plans, stage.update)
-            ]
-            questions = []
-            for number, (run, dictionary, chosen) in enumerate(
-                zip(runs, dictionaries, latents, strict=True)
-            ):
-                bank = tuple(banks[3 * number : 3 * number + 3])
-                concepts = tuple(
-                    FollowedConcept(concept=one.concept, label=one.label, latent=one.latent)
-                    for one in chosen
-                )
-                question = lineage_question(
-                    run,
-                    bank,
-                    dictionary.dict_id,
-                    concepts,
+            manifests = iter(self.laboratory.record(plans, stage.update))
+            questions = [
+                lineage_tasks(
+                    one.recorded.run,
+                    one.recorded.factory,
+                    tuple(next(manifests).plan.recording_id for _ in bank),
+                    one.dictionary.dict_id,
+                    one.latents,
                     config.evolve,
-                    split=Split(held_out_fraction=0.5, salt="probe"),
                     seed=config.seed,
                 )
-                tasks = [
-                    ScoreCheckpoint(
-                        checkpoint=card,
-                        factory=self._factory(run),
-                        bank=bank,
-                        config=config.evolve,
-                        dict_id=dictionary.dict_id,
-                        concepts=concepts,
-                        split=Split(held_out_fraction=0.5, salt="probe"),
-                        seed=config.seed,
-                    )
-                    for card in (run.checkpoints if concepts else ())
-                ]
-                questions.append((question, run, tasks))
+                for one, bank in zip(scored, banks, strict=True)
+            ]
             self.laboratory.follow(questions, stage.update)
-        self.reporter.done(
-            "evolve", f"{sum(len(tasks) for _, _, tasks in questions)} checkpoints on frozen replay"
-        )
-        return [question.id for question, _, _ in questions]
+        checkpoints = sum(len(tasks) for _, _, tasks in questions)
+        self.reporter.done("evolve", f"{checkpoints} checkpoints on frozen replay")
+        return tuple(question.id for question, _, _ in questions)
 
-    def _show(
-        self,
-        runs: list[TrainedRun],
-        recordings: list[Manifest],
-        dictionaries: list[DictionaryEntry],
-        latents: list[list[SteeredLatent]],
-    ) -> list[str]:
+    def _show(self, scored: list[_Scored]) -> tuple[str, ...]:
         tasks = [
             ShowConcepts(
-                policy_id=run.checkpoints[-1].policy_id,
-                factory=self._factory(run),
-                recording_id=recording.plan.recording_id,
-                dict_id=dictionary.dict_id,
-                latents=tuple(chosen),
+                policy_id=one.recorded.policy_id,
+                factory=one.recorded.factory,
+                recording_id=one.recorded.recording.plan.recording_id,
+                dict_id=one.dictionary.dict_id,
+                latents=one.latents,
                 split=self.config.split,
             )
-            for run, recording, dictionary, chosen in zip(
-                runs, recordings, dictionaries, latents, strict=True
-            )
-            if chosen
+            for one in scored
+            if one.latents
         ]
         with self.reporter.stage("show") as stage:
             tables = self.laboratory.answer(tasks, stage.update)
         self.reporter.done(
             "show", f"{sum(len(table) for table in tables)} windows of strongest responses"
         )
-        return [task.question.id for task in tasks]
+        return tuple(task.question.id for task in tasks)
 
 
 def _recording_entry(manifest: Manifest) -> RecordingEntry:

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from cluster.sweep import TrialProgress
 from cluster.training import TrainingProgress
 
 LOG_EVERY_S = 5.0
@@ -98,4 +99,20 @@ class TrainingNote:
             sum(run.step for run in runs),
             sum(run.budget for run in runs),
             f"agent-steps; return per agent {returns}",
+        )
+
+
+class SweepNote:
+    """Shows the trials of a sweep, and how the one that reported last is doing."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    def __call__(self, trial: TrialProgress) -> None:
+        progress = trial.progress
+        self._stage.update(
+            trial.num_done,
+            trial.num_trials,
+            f"trials; {trial.config.family.name} at {progress.step / progress.num_steps:.0%}: FVU {progress.fvu:.3f}, "
+            f"L0 {progress.l0:.1f}, dead {progress.dead_fraction:.0%}, median density {progress.density.p50:.2%}",
         )

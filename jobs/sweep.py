@@ -9,7 +9,7 @@ from rich.table import Table
 from cluster.laboratory import Laboratory
 from cluster.staging import Split
 from cluster.store import Store
-from jobs.progress import Reporter
+from jobs.progress import Reporter, SweepNote
 from jobs.recipes import SweepConfig
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
             split=config.split,
             seed=config.seed,
             target_l0=config.sweep.target_l0,
-            on_progress=lambda trial: stage.update(trial.num_done, trial.num_trials, "trials"),
+            on_progress=SweepNote(stage),
         )
     table = Table(title=f"Trials on {config.recording} {config.sweep.site}", title_justify="left")
     for heading in ("family", "FVU", "L0", "dead"):
