@@ -71,7 +71,7 @@ def plan_recording(
         FileNotFoundError: a policy, or a recording to replay, that is not in the store.
     """
     card = policies.read_card(store, policy_id)
-    check_sites(policies.load(store, policy_id), config.sites)
+    check_sites(card.sites, config.sites)
     inputs = {"policy": policy_id}
     if replay_of is not None:
         recordings.open_manifest(store, replay_of)

@@ -12,7 +12,7 @@ The first holds because noise is counter-based, and because the policy always se
 choose another kernel, and so another rounding, for another number of rows (seen at 256 rows of LSTM 512).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,11 +85,11 @@ class Capture:
     """Whether to collect what the simulator knows, from which labels are computed."""
 
 
-def check_sites(policy: Policy, sites: Sequence[str]) -> None:
-    """Raises ValueError if the policy lacks one of the sites."""
-    unknown = sorted(set(sites) - set(policy.sites))
+def check_sites(known: Collection[str], sites: Collection[str]) -> None:
+    """Raises ValueError if one of the sites is not among those that a policy has."""
+    unknown = sorted(set(sites) - set(known))
     if unknown:
-        raise ValueError(f"site {unknown[0]!r} not in policy; it has {', '.join(policy.sites)}")
+        raise ValueError(f"site {unknown[0]!r} not in policy; it has {', '.join(known)}")
 
 
 def roll(
@@ -104,7 +104,9 @@ def roll(
         ValueError: a site that the policy lacks, actions that differ between policy and world, or an edit whose width
             is not the site's. Before anything is played.
     """
-    check_sites(policy, [*capture.sites, *(edit.site for trial in trials for edit in trial.edits)])
+    check_sites(
+        policy.sites, [*capture.sites, *(edit.site for trial in trials for edit in trial.edits)]
+    )
     if policy.action_names != world.spec.action_names:
         raise ValueError(
             f"the policy acts by {policy.action_names}, but world {world.spec.name} wants {world.spec.action_names}"

@@ -77,6 +77,7 @@ class Reporter:
         self.console.print(
             f"[bold]{name:<10}[/] {what} [dim]({self.wall_s.get(name, 0.0):.1f} s)[/]",
             highlight=False,
+            soft_wrap=True,
         )
 
     @property

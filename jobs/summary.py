@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from interp.report.document import Report
@@ -10,19 +11,22 @@ from jobs.progress import Reporter
 
 def print_summary(reporter: Reporter, report: Report, path: Path) -> None:
     """A table of the named concepts, and where the report is."""
-    table = Table(title=f"Concepts of study {report.study.study}", title_justify="left")
+    table = Table(
+        title=f"Concepts of study {report.study.study}: held-out AUROC beside its controls",
+        title_justify="left",
+        box=SIMPLE,
+    )
     table.add_column("policy")
     table.add_column("concept")
-    for heading in ("AUROC", "95 %", "q", "neuron", "PCA", "random init"):
-        table.add_column(heading, justify="right")
+    for heading in ("AUROC", "95 %", "neuron", "PCA", "untrained"):
+        table.add_column(heading, justify="right", no_wrap=True)
     rows = [row for row in report.concepts.to_pylist() if row["concept"] is not None]
     for row in sorted(rows, key=lambda row: (row["policy_name"], -row["auroc"])):
         table.add_row(
             row["policy_name"],
-            row["concept"],
+            row["label"],
             f"{row['auroc']:.3f}",
             f"{row['auroc_lo']:.3f}-{row['auroc_hi']:.3f}",
-            f"{row['q_value']:.3f}",
             *(f"{row[name]:.3f}" for name in ("neuron_auroc", "pca_auroc", "random_init_auroc")),
         )
     console = reporter.console

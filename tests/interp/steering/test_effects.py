@@ -119,7 +119,7 @@ def test_the_percentile_is_the_share_of_random_directions_that_move_less(dose) -
     concept = trials()
     outcome_XEO = concept.outcome_XEO.copy()
     base_EO = outcome_XEO[0]
-    outcome_XEO[own("add", dose)] = base_EO + [-0.5, 0.5]
+    outcome_XEO[own("add", dose)] = base_EO + np.array([-0.5, 0.5])
     sizes = np.linspace(0.01, 0.99, 20) * np.where(np.arange(20) % 2, 1, -1)  # half go down
     for number, size in zip(controls("add", 1.0), sizes, strict=True):
         outcome_XEO[number] = base_EO + size
