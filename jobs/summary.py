@@ -15,9 +15,10 @@ def print_summary(reporter: Reporter, report: Report, path: Path) -> None:
         title=f"Concepts of study {report.study.study}: held-out AUROC beside its controls",
         title_justify="left",
         box=SIMPLE,
+        padding=(0, 1),
     )
     table.add_column("policy")
-    table.add_column("concept")
+    table.add_column("concept", no_wrap=True)
     for heading in ("AUROC", "95 %", "neuron", "PCA", "untrained"):
         table.add_column(heading, justify="right", no_wrap=True)
     rows = [row for row in report.concepts.to_pylist() if row["concept"] is not None]
@@ -26,7 +27,7 @@ def print_summary(reporter: Reporter, report: Report, path: Path) -> None:
             row["policy_name"],
             row["label"],
             f"{row['auroc']:.3f}",
-            f"{row['auroc_lo']:.3f}-{row['auroc_hi']:.3f}",
+            f"{row['auroc_lo']:.2f}-{row['auroc_hi']:.2f}",
             *(f"{row[name]:.3f}" for name in ("neuron_auroc", "pca_auroc", "random_init_auroc")),
         )
     console = reporter.console
