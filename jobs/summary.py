@@ -16,8 +16,9 @@ def print_summary(reporter: Reporter, report: Report, path: Path) -> None:
         title_justify="left",
         box=SIMPLE,
         padding=(0, 1),
+        pad_edge=False,
     )
-    table.add_column("policy")
+    table.add_column("policy", no_wrap=True)
     table.add_column("concept", no_wrap=True)
     for heading in ("AUROC", "95 %", "neuron", "PCA", "untrained"):
         table.add_column(heading, justify="right", no_wrap=True)

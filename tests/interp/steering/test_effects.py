@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from interp.policies.uniform import UniformPolicy
 from interp.records import Episode, Facts
 from interp.stats import benjamini_hochberg, bootstrap_mean, paired_sign_flip
 from interp.steering.arms import SteeredLatent, SteeringConfig, arms
 from interp.steering.effects import ConceptTrials, effects_table, outcome_names
-from interp.steering.trials import NoOpViolationError, _check_no_op, outcome_of
+from interp.steering.trials import NoOpViolationError, _check_no_op, outcome_of, play_arms
+from interp.worlds.world import WorldSpec
 
 EPISODES = 12
 CONFIG = SteeringConfig(add_doses=(-1.0, 0.0, 1.0), clamp_doses=(0.0, 1.0), ablate_doses=())
@@ -165,11 +167,11 @@ def test_a_dose_of_zero_that_changes_an_episode_stops_the_run(name) -> None:
         _check_no_op(episode(), episode(**{name: altered}), NO_OP)
 
 
-def test_an_outcome_is_the_mean_return_and_the_share_of_agent_steps() -> None:
-    """Two agents in the open for 4 steps; the walls are next to one of them."""
+def facts() -> Facts:
+    """Two agents in the open for 4 steps; a wall is next to the first."""
     map_HW = np.zeros((7, 7), np.uint8)
     map_HW[0] = 1
-    facts = Facts(
+    return Facts(
         map_HW=map_HW,
         object_names=("empty", "wall"),
         position_SA2=np.tile(np.array([[1, 3], [5, 3]], np.int16), (5, 1, 1)),
@@ -181,5 +183,59 @@ def test_an_outcome_is_the_mean_return_and_the_share_of_agent_steps() -> None:
         max_steps=4,
         view_radius=(5, 5),
     )
-    outcome_O = outcome_of(episode(facts=facts), ["wall_proximity", "combat"])
+
+
+def test_an_outcome_is_the_mean_return_and_the_share_of_agent_steps() -> None:
+    outcome_O = outcome_of(episode(facts=facts()), ["wall_proximity", "combat"])
     assert outcome_O.tolist() == [(12 + 16) / 2, 0.5, 0]
+
+
+class Nowhere:
+    """A world in name only: `roll` is faked below."""
+
+    spec = WorldSpec(
+        name="nowhere",
+        num_agents=2,
+        max_steps=4,
+        action_names=("noop",),
+        observation_shape=(1,),
+        observation_dtype="uint8",
+    )
+    num_worlds = 1
+    observation_R = np.zeros((2, 1), np.uint8)
+    reward_R = np.zeros(2, np.float32)
+    done_R = np.zeros(2, np.bool_)
+
+    def reset(self, world: int, *, map_seed: int, sim_seed: int, collect_facts: bool) -> None: ...
+
+    def step(self, action_R: np.ndarray) -> None: ...
+
+    def retire(self, world: int) -> Facts | None: ...
+
+
+def play(monkeypatch, *, broken_dose_zero: bool) -> np.ndarray:
+    """Outcomes [arms + 1, 2, 1] where the reward of every step is the dose plus a thousandth of the seed."""
+
+    def fake_roll(policy, world, trials, capture):
+        assert capture.facts
+        for index, trial in reversed(list(enumerate(trials))):  # episodes end in any order
+            dose = sum(edit.dose for edit in trial.edits)
+            if broken_dose_zero and trial.edits and dose == 0:
+                dose = 1e-3
+            reward_TA = np.full((4, 2), dose + trial.env_seed / 1000, np.float32)
+            yield episode(env_seed=trial.env_seed, index=index, reward_TA=reward_TA, facts=facts())
+
+    monkeypatch.setattr("interp.steering.trials.roll", fake_roll)
+    return play_arms(UniformPolicy(("noop",)), Nowhere(), ARMS, [7, 9], labels=[])
+
+
+def test_outcomes_lie_under_their_arm_and_seed_whatever_the_order_of_arrival(monkeypatch) -> None:
+    outcome_XEO = play(monkeypatch, broken_dose_zero=False)
+    dose_X = np.array([0, *(arm.dose for arm in ARMS)])
+    expected_XE = 4 * (dose_X[:, None] + np.array([7, 9]) / 1000)
+    np.testing.assert_allclose(outcome_XEO[..., 0], expected_XE, rtol=1e-6)
+
+
+def test_no_outcome_is_reported_when_dose_zero_is_not_nothing(monkeypatch) -> None:
+    with pytest.raises(NoOpViolationError, match="no effect is reported"):
+        play(monkeypatch, broken_dose_zero=True)
