@@ -17,6 +17,7 @@ def print_summary(reporter: Reporter, report: Report, path: Path) -> None:
         box=SIMPLE,
         padding=(0, 1),
         pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("policy", no_wrap=True)
     table.add_column("concept", no_wrap=True)

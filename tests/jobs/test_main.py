@@ -22,8 +22,8 @@ def test_no_verb_tells_what_there_is(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pipelin"]) == 2
-    assert "no verb 'pipelin'" in capsys.readouterr().err
+    assert main(["pipe"]) == 2
+    assert "no verb 'pipe'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", VERBS)
