@@ -34,7 +34,7 @@ class SteerBlock:
             f"{self.policy_id} {self.latent.concept} seeds {self.env_seeds[0]}-{self.env_seeds[-1]}"
         )
 
-    def run(self, studio: Studio) -> Float64[np.ndarray, "arms+1 E O"]:
+    def run(self, studio: Studio) -> Float64[np.ndarray, "X E O"]:
         return play_arms(
             studio.policy(self.policy_id),
             studio.world(self.factory, self.num_worlds),
@@ -74,10 +74,10 @@ def steering_blocks(
 
 
 def assemble(
-    outcomes: Sequence[tuple[SteerBlock, Float64[np.ndarray, "arms+1 E O"]]],
+    outcomes: Sequence[tuple[SteerBlock, Float64[np.ndarray, "X E O"]]],
 ) -> list[ConceptTrials]:
     """Blocks of the same concept put together, in the order of their seeds and whatever order they came in."""
-    by_concept: dict[str, list[tuple[SteerBlock, Float64[np.ndarray, "arms+1 E O"]]]] = {}
+    by_concept: dict[str, list[tuple[SteerBlock, Float64[np.ndarray, "X E O"]]]] = {}
     for block, outcome in outcomes:
         by_concept.setdefault(block.latent.concept, []).append((block, outcome))
     trials = []

@@ -95,7 +95,6 @@ def score_checkpoint(
             pair_ES2[..., :1],
             label_ES1,
             scored.mask_ES,
-            num_agents=scored.num_agents,
             quantile=0.95,
             seed=seed,
         )

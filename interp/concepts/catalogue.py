@@ -133,7 +133,6 @@ def score_concepts(
         held_out_ESF,
         held_out.label_ESL,
         held_out.mask_ES,
-        num_agents=held_out.num_agents,
         num_permutations=config.num_permutations,
         min_positive_episodes=config.min_active_episodes,
         seed=seed,

@@ -3,10 +3,11 @@
 A feature is whatever has a value at every sample: a latent, a unit, a projection. The unit of every interval and
 p-value is the episode; its samples are kept together in every resample and permutation.
 
-E episodes · S samples of an episode, step-major and agent-minor · F features · C labels · B resamples or permutations.
+E episodes · S samples of an episode · F features · C labels · B resamples or permutations.
 Tracks are padded to the longest episode; a mask tells the samples that exist.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.stats import rankdata
 from interp.stats import resample_weights
 
 EPISODE_PERMUTATION = "episode permutation"
-CIRCULAR_SHIFT = "circular shift"
+EPISODE_SIGN_FLIP = "episode sign flip"
 UNTESTED = ""
 
 
@@ -151,7 +152,6 @@ def episode_permutation_p(
     label_ESC: Bool[np.ndarray, "E S C"],
     mask_ES: Bool[np.ndarray, "E S"],
     *,
-    num_agents: int,
     seed: int,
     num_permutations: int = 1000,
     min_positive_episodes: int = 10,
@@ -160,41 +160,23 @@ def episode_permutation_p(
 
     The null exchanges whole label tracks between episodes, so it keeps what features and labels owe to the course
     of an episode and to their own inertia. A label whose track is the same in every episode (the phase of an
-    episode) has nothing to exchange; there each episode's track is shifted circularly in time by its own random
-    amount. p = (1 + #{as large}) / (num_permutations + 1). Labels that hold (or fail to hold) in fewer than
-    `min_positive_episodes` episodes are not tested.
+    episode) has nothing to exchange; there the sign of each episode's contribution to T is a coin toss. (A circular
+    shift in time would be the textbook's choice, but rejects 13 % instead of 5 % at the ends of an episode when the
+    feature has a long memory.) p = (1 + #{as large}) / (num_permutations + 1). Labels that hold (or fail to hold) in
+    fewer than `min_positive_episodes` episodes are not tested.
     """
-    num_episodes, num_samples, num_features = feature_ESF.shape
     rank_ESF = _centred_ranks(feature_ESF, mask_ES)
     num_labels = label_ESC.shape[2]
-    p_FC = np.full((num_features, num_labels), np.nan)
+    p_FC = np.full((feature_ESF.shape[2], num_labels), np.nan)
     null_C = [UNTESTED] * num_labels
-    steps = num_samples // num_agents
-    generator = np.random.default_rng(seed)
-    order_BE = generator.permuted(np.tile(np.arange(num_episodes), (num_permutations, 1)), axis=1)
-    shift_BE = generator.integers(0, steps, (num_permutations, num_episodes))
+    draws = _Draws.make(len(mask_ES), num_permutations, seed=seed)
     for c in range(num_labels):
         label_ES = label_ESC[..., c] & mask_ES
-        has_positive = label_ES.any(1).sum()
-        has_negative = (~label_ES & mask_ES).any(1).sum()
-        if min(has_positive, has_negative) < min_positive_episodes:
-            continue
-        share = label_ES.sum() / mask_ES.sum()
-        centred_ES = ((label_ES - share) * mask_ES).astype(np.float32)
-        if (label_ES == label_ES[0]).all():
-            null_C[c] = CIRCULAR_SHIFT
-            table = _shift_table(rank_ESF, centred_ES, num_agents)
-            column_BE = shift_BE
-            observed_F = table[:, 0].sum(0, dtype=np.float64)
-        else:
-            null_C[c] = EPISODE_PERMUTATION
-            table = _exchange_table(rank_ESF, centred_ES)
-            column_BE = order_BE
-            observed_F = table[np.arange(num_episodes), np.arange(num_episodes)].sum(
-                0, dtype=np.float64
-            )
-        null_BF = _null_sums(table, column_BE)
-        p_FC[:, c] = _two_sided(observed_F, null_BF)
+        num_with = label_ES.any(1).sum()
+        num_without = (~label_ES & mask_ES).any(1).sum()
+        if min(num_with, num_without) >= min_positive_episodes:
+            null_C[c], observed_F, null_BF = _null(rank_ESF, label_ES, mask_ES, draws)
+            p_FC[:, c] = _two_sided(observed_F, null_BF)
     return Tested(p_FC, null_C)
 
 
@@ -203,42 +185,62 @@ def null_auroc_quantile(
     label_ESC: Bool[np.ndarray, "E S C"],
     mask_ES: Bool[np.ndarray, "E S"],
     *,
-    num_agents: int,
     quantile: float,
     seed: int,
     num_permutations: int = 1000,
 ) -> Float64[np.ndarray, "F C"]:
-    """The AUROC that a share `quantile` of the permuted label tracks stays below; nulls as in `episode_permutation_p`.
+    """The AUROC that a share `quantile` of the null stays below; nulls as in `episode_permutation_p`.
 
     Exact for episodes of equal length: T is then n1 n0 (AUROC - 1/2) under every permutation.
     """
     rank_ESF = _centred_ranks(feature_ESF, mask_ES)
-    num_episodes, num_samples, num_features = feature_ESF.shape
-    generator = np.random.default_rng(seed)
-    limit_FC = np.full((num_features, label_ESC.shape[2]), np.nan)
+    draws = _Draws.make(len(mask_ES), num_permutations, seed=seed)
+    limit_FC = np.full((feature_ESF.shape[2], label_ESC.shape[2]), np.nan)
     for c in range(label_ESC.shape[2]):
         label_ES = label_ESC[..., c] & mask_ES
-        num_positive = float(label_ES.sum())
-        num_negative = float(mask_ES.sum()) - num_positive
-        if not (num_positive and num_negative):
-            continue
-        share = num_positive / mask_ES.sum()
-        centred_ES = ((label_ES - share) * mask_ES).astype(np.float32)
-        if (label_ES == label_ES[0]).all():
-            table = _shift_table(rank_ESF, centred_ES, num_agents)
-            column_BE = generator.integers(
-                0, num_samples // num_agents, (num_permutations, num_episodes)
-            )
-        else:
-            table = _exchange_table(rank_ESF, centred_ES)
-            column_BE = generator.permuted(
-                np.tile(np.arange(num_episodes), (num_permutations, 1)), axis=1
-            )
-        null_BF = _null_sums(table, column_BE)
-        limit_FC[:, c] = 0.5 + np.quantile(null_BF, quantile, axis=0) / (
-            num_positive * num_negative
-        )
+        num_pairs = float(label_ES.sum()) * float((mask_ES & ~label_ES).sum())
+        if num_pairs:
+            _, _, null_BF = _null(rank_ESF, label_ES, mask_ES, draws)
+            limit_FC[:, c] = 0.5 + np.quantile(null_BF, quantile, axis=0) / num_pairs
     return limit_FC
+
+
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """The random part of every null, drawn once and shared by all labels and features."""
+
+    order_BE: Int64[np.ndarray, "B E"]
+    """Whose label track each episode wears."""
+    sign_BE: Float32[np.ndarray, "B E"]
+    """Plus or minus one for each episode."""
+
+    @classmethod
+    def make(cls, num_episodes: int, num: int, *, seed: int) -> "_Draws":
+        generator = np.random.default_rng(seed)
+        order_BE = generator.permuted(np.tile(np.arange(num_episodes), (num, 1)), axis=1)
+        sign_BE = generator.integers(0, 2, (num, num_episodes)).astype(np.float32) * 2 - 1
+        return cls(order_BE, sign_BE)
+
+
+def _null(
+    rank_ESF: Float32[np.ndarray, "E S F"],
+    label_ES: Bool[np.ndarray, "E S"],
+    mask_ES: Bool[np.ndarray, "E S"],
+    draws: _Draws,
+) -> tuple[str, Float64[np.ndarray, " F"], Float64[np.ndarray, "B F"]]:
+    """Which null applies to a label, T as observed, and T under every draw."""
+    share = label_ES.sum() / mask_ES.sum()
+    centred_ES = ((label_ES - share) * mask_ES).astype(np.float32)
+    if (label_ES == label_ES[0]).all():
+        part_EF = np.einsum("es,esf->ef", centred_ES, rank_ESF).astype(np.float64)
+        return EPISODE_SIGN_FLIP, part_EF.sum(0), draws.sign_BE @ part_EF
+    # [i, j, f]: what episode i contributes to T when it wears the label track of episode j
+    table_EEF = np.matmul(centred_ES[None], rank_ESF)
+    observed_F = np.einsum("eef->f", table_EEF, dtype=np.float64)
+    null_BF = np.zeros((len(draws.order_BE), table_EEF.shape[2]))
+    for episode, wears_B in enumerate(draws.order_BE.T):
+        null_BF += table_EEF[episode, wears_B]
+    return EPISODE_PERMUTATION, observed_F, null_BF
 
 
 def _centred_ranks(
@@ -253,34 +255,6 @@ def _centred_ranks(
         rank_NF[:, f] = rankdata(valid_NF[:, f]) - middle
     rank_ESF[mask_ES] = rank_NF
     return rank_ESF
-
-
-def _exchange_table(
-    rank_ESF: Float32[np.ndarray, "E S F"], label_ES: Float32[np.ndarray, "E S"]
-) -> Float32[np.ndarray, "E E F"]:
-    """[i, j, f]: what episode i contributes to T when it wears the label track of episode j."""
-    return np.matmul(label_ES[None], rank_ESF)
-
-
-def _shift_table(
-    rank_ESF: Float32[np.ndarray, "E S F"], label_ES: Float32[np.ndarray, "E S"], num_agents: int
-) -> Float32[np.ndarray, "E Shift F"]:
-    """[i, s, f]: what episode i contributes to T when its label track is shifted by s steps."""
-    num_samples = label_ES.shape[1]
-    shifted = np.stack(
-        [np.roll(label_ES, shift, axis=1) for shift in range(0, num_samples, num_agents)], axis=1
-    )
-    return np.matmul(shifted, rank_ESF)
-
-
-def _null_sums(
-    table: Float32[np.ndarray, "E J F"], column_BE: Int64[np.ndarray, "B E"]
-) -> Float64[np.ndarray, "B F"]:
-    """T of every permutation: one entry per episode, summed."""
-    total_BF = np.zeros((len(column_BE), table.shape[2]))
-    for episode, column_B in enumerate(column_BE.T):
-        total_BF += table[episode, column_B]
-    return total_BF
 
 
 def _two_sided(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from interp.concepts.scoring import (
-    CIRCULAR_SHIFT,
     EPISODE_PERMUTATION,
+    EPISODE_SIGN_FLIP,
     UNTESTED,
     auroc,
     auroc_interval,
@@ -204,9 +204,7 @@ MANY = {"num_episodes": 24, "steps": 12}
 
 def test_p_is_a_function_of_its_seed() -> None:
     sample = data(4, **MANY)
-    one, same, other = (
-        episode_permutation_p(*sample, num_agents=2, seed=seed).p_FC for seed in (0, 0, 1)
-    )
+    one, same, other = (episode_permutation_p(*sample, seed=seed).p_FC for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
     np.testing.assert_allclose(one, other, atol=0.1)
@@ -215,25 +213,23 @@ def test_p_is_a_function_of_its_seed() -> None:
 def test_p_of_a_copy_of_the_label_is_the_smallest_there_is() -> None:
     sample = data(4, **MANY)
     copy = sample.features(sample.label_ESC)
-    p_FC, null_C = episode_permutation_p(*copy, num_agents=2, seed=0, num_permutations=500)
+    p_FC, null_C = episode_permutation_p(*copy, seed=0, num_permutations=500)
     assert p_FC[[0, 1], [0, 1]].tolist() == [1 / 501, 1 / 501]
     assert null_C == [EPISODE_PERMUTATION] * 2
 
 
 def test_p_does_not_see_a_sign_or_a_monotone_map() -> None:
     sample = data(5, **MANY)
-    p_FC = episode_permutation_p(*sample, num_agents=2, seed=0).p_FC
+    p_FC = episode_permutation_p(*sample, seed=0).p_FC
     for mapped in (sample.features(-sample.feature_ESF), sample.features(sample.feature_ESF**3)):
-        np.testing.assert_array_equal(
-            episode_permutation_p(*mapped, num_agents=2, seed=0).p_FC, p_FC
-        )
+        np.testing.assert_array_equal(episode_permutation_p(*mapped, seed=0).p_FC, p_FC)
 
 
 def test_p_counts_the_permutations_that_are_as_extreme() -> None:
     """Against the AUROC of actually permuted tracks; episodes are of one length, where both statistics agree."""
     sample = data(6, features=2, labels=1, num_episodes=12)
     sample = replace(sample, mask_ES=np.ones_like(sample.mask_ES))
-    (p_F1, _) = episode_permutation_p(*sample, num_agents=2, seed=0, num_permutations=4000)
+    (p_F1, _) = episode_permutation_p(*sample, seed=0, num_permutations=4000)
     generator = np.random.default_rng(9)
     null_BF = np.stack(
         [
@@ -251,9 +247,7 @@ def test_labels_that_hold_or_fail_in_too_few_episodes_are_not_tested() -> None:
     label_ESC = sample.label_ESC.copy()
     label_ESC[9:, :, 0] = False  # holds in at most 9 episodes
     label_ESC[9:, :, 1] = True  # fails in at most 9
-    p_FC, null_C = episode_permutation_p(
-        *replace(sample, label_ESC=label_ESC), num_agents=2, seed=0
-    )
+    p_FC, null_C = episode_permutation_p(*replace(sample, label_ESC=label_ESC), seed=0)
     assert null_C == [UNTESTED, UNTESTED, EPISODE_PERMUTATION]
     assert np.isnan(p_FC).tolist() == [[True, True, False]] * 3
 
@@ -265,38 +259,22 @@ def phase(sample: Data, first_steps: int, num_agents: int = 2) -> Data:
     return Data(sample.feature_ESF, label_ESC, np.ones_like(sample.mask_ES))
 
 
-def test_the_phase_of_an_episode_is_tested_by_shifting_it_in_time() -> None:
+def test_the_phase_of_an_episode_is_tested_by_flipping_episodes() -> None:
     """To exchange tracks that are all alike would change nothing and give p = 1, whatever the feature."""
     sample = phase(data(8, **MANY), first_steps=3)
     knows_phase = sample.features(
         np.concatenate([sample.feature_ESF[..., :1], sample.label_ESC], axis=-1)
     )
-    p_FC, null_C = episode_permutation_p(*knows_phase, num_agents=2, seed=0)
-    assert null_C == [CIRCULAR_SHIFT]
+    p_FC, null_C = episode_permutation_p(*knows_phase, seed=0)
+    assert null_C == [EPISODE_SIGN_FLIP]
     assert p_FC[0, 0] > 0.01
     assert p_FC[1, 0] == 1 / 1001
-
-
-def test_a_circular_shift_keeps_agents_apart() -> None:
-    """A label that only agent 0 ever has must not wander to agent 1: a unit that knows the agent knows no phase."""
-    steps, num_episodes = 12, 24
-    agent_S = np.tile([0, 1], steps)
-    label_S = (agent_S == 0) & (np.repeat(np.arange(steps), 2) < 3)
-    label_ESC = np.broadcast_to(label_S[None, :, None], (num_episodes, 2 * steps, 1)).copy()
-    feature_ESF = np.broadcast_to(
-        -agent_S[None, :, None].astype(np.float32), label_ESC.shape
-    ).copy()
-    p_FC, null_C = episode_permutation_p(
-        feature_ESF, label_ESC, np.ones((num_episodes, 2 * steps), bool), num_agents=2, seed=0
-    )
-    assert null_C == [CIRCULAR_SHIFT]
-    assert p_FC[0, 0] == 1  # every shift gives the same sum
 
 
 def test_null_quantile_bounds_the_aurocs_of_exchanged_tracks() -> None:
     sample = data(9, num_episodes=12, labels=1)
     sample = replace(sample, mask_ES=np.ones_like(sample.mask_ES))
-    limit_FC = null_auroc_quantile(*sample, num_agents=2, quantile=0.95, seed=0)
+    limit_FC = null_auroc_quantile(*sample, quantile=0.95, seed=0)
     generator = np.random.default_rng(1)
     null_BFC = np.stack(
         [
