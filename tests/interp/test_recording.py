@@ -56,7 +56,7 @@ def test_activations_come_back_as_float16(h_TAD) -> None:
         activations(table, "encoder"), h_TAD.reshape(-1, D).astype(np.float16)
     )
     np.testing.assert_array_equal(
-        activations(table, "value"), 2 * h_TAD[..., :1].reshape(-1, 1).astype(np.float16)
+        activations(table, "value"), (2 * h_TAD[..., :1]).reshape(-1, 1).astype(np.float16)
     )
 
 
