@@ -49,10 +49,9 @@ class Laboratory:
     def __init__(
         self, store: Store, *, num_actors: int | None = None, worlds_per_actor: int = 16
     ) -> None:
-        if num_actors is not None and num_actors < 1:
-            raise ValueError(f"actors {num_actors}: at least 1")
-        if worlds_per_actor < 1:
-            raise ValueError(f"worlds_per_actor {worlds_per_actor}: at least 1")
+        for name, value in (("actors", num_actors), ("worlds_per_actor", worlds_per_actor)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}: at least 1")
         self.store = store
         self.num_actors = num_actors or runtime.worker_count()
         self.worlds_per_actor = worlds_per_actor

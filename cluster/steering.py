@@ -1,13 +1,15 @@
 """Steering on the pool: one task plays all arms of one concept on one block of environment seeds."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Float64
 
-from cluster.results import Question
+from cluster.results import CODE_VERSION, Question
 from cluster.studio import Studio
+from interp.identity import content_id, sha256
 from interp.steering.arms import SteeredLatent, SteeringConfig, arms
 from interp.steering.effects import ConceptTrials, outcome_names
 from interp.steering.trials import play_arms
@@ -34,14 +36,42 @@ class SteerBlock:
             f"{self.policy_id} {self.latent.concept} seeds {self.env_seeds[0]}-{self.env_seeds[-1]}"
         )
 
+    @property
+    def _scratch_key(self) -> str:
+        """Of all that decides the outcomes, so that an interrupted experiment goes on block by block."""
+        latent = self.latent
+        identity = content_id(
+            "b",
+            {
+                "policy": self.policy_id,
+                "world": self.factory.config,
+                "site": latent.site,
+                "vectors": sha256(latent.write_D.tobytes() + latent.read_D.tobytes()),
+                "scalars": [latent.latent, latent.scale, latent.read_bias, latent.threshold],
+                "steering": asdict(self.config),
+                "seed": self.seed,
+                "env_seeds": self.env_seeds,
+                "labels": self.labels,
+                "code_version": CODE_VERSION,
+            },
+        )
+        return f"scratch/steering/{identity}.npy"
+
     def run(self, studio: Studio) -> Float64[np.ndarray, "X E O"]:
-        return play_arms(
+        store = studio.store
+        if store.exists(self._scratch_key):
+            return np.load(io.BytesIO(store.get(self._scratch_key)), allow_pickle=False)
+        outcome_XEO = play_arms(
             studio.policy(self.policy_id),
             studio.world(self.factory, self.num_worlds),
             arms(self.latent, self.config, seed=self.seed),
             self.env_seeds,
             labels=self.labels,
         )
+        content = io.BytesIO()
+        np.save(content, outcome_XEO)
+        store.replace(self._scratch_key, content.getvalue())
+        return outcome_XEO
 
 
 def steering_blocks(
