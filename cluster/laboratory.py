@@ -1,7 +1,7 @@
 """The stages of a study, each of which finds what the store has and makes what it lacks.
 
-Ray starts when there is first something to make, and one pool of actors serves all stages: a study that is complete
-is read without starting anything.
+Ray starts when there is first something to make, and one pool of actors serves all stages but trainings and sweeps,
+which have the cores to themselves. A study that is complete is read without starting anything.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,17 +67,21 @@ class Laboratory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._pool is not None:
-            self._pool.__exit__(kind, error, traceback)
-            self._pool = None
+        self._close_pool()
         if self._owns_ray:
             runtime.stop()
 
     def start_ray(self) -> None:
-        """Twice the CPUs and one: the pool idles while Tune or a training has the cores, and Ray Data needs one."""
+        """A CPU for every actor, trial or training, and one for Ray Data; the pool gives up its own."""
+        self._close_pool()
         if not ray.is_initialized():
-            runtime.start(2 * self.num_actors + 1)
+            runtime.start(self.num_actors + 1)
             self._owns_ray = True
+
+    def _close_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.__exit__(None, None, None)
+            self._pool = None
 
     def make(self, tasks: Sequence[Task[Value]], note: Note = _silent) -> list[Value]:
         """Results of tasks, in their order; the pool is opened if it is not yet."""

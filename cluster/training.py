@@ -137,8 +137,7 @@ def train_all(
 ) -> list[TrainedRun]:
     """Trains every config that the store does not have yet, side by side; runs in the order of `configs`.
 
-    Needs a running Ray if anything is left to train. The laboratory's Ray has two logical CPUs to a core, so that an
-    odd number of runs leaves no core idle at the end.
+    Needs a running Ray if anything is left to train.
     """
     factories = [MettagridFactory.load(config.world) for config in configs]
     todo = [
