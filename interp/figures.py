@@ -14,13 +14,15 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 PALETTE = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
 MARKERS = ("o", "s", "D", "^", "v", "P")
 NULL_COLOUR = "#a0aec0"
+INK = "#1a202c"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name is never mathematics, and half a formula in one would raise
     "svg.hashsalt": "sparsight",
     "font.family": "sans-serif",
     "font.sans-serif": ["system-ui", "Segoe UI", "Helvetica", "Arial", "DejaVu Sans"],
@@ -50,6 +52,16 @@ class Band:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DoseCurve(Band):
+    """Effects of one mode of steering over its doses."""
+
+    percentile: Sequence[float]
+    """Share (in %) of random directions of equal norm that do less; NaN at dose 0."""
+    causal: Sequence[bool]
+    """Which effects are significant and the direction's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPoint:
     """One trial of a sweep."""
 
@@ -68,8 +80,8 @@ def pareto(points: Sequence[SweepPoint]) -> str:
             axes.scatter(
                 [point.l0 for point in chosen],
                 [point.fvu for point in chosen],
-                color=PALETTE[index],
-                marker=MARKERS[index],
+                color=PALETTE[index % len(PALETTE)],
+                marker=MARKERS[index % len(MARKERS)],
                 label=family,
                 zorder=3,
             )
@@ -88,12 +100,13 @@ def pareto(points: Sequence[SweepPoint]) -> str:
                     [point.fvu],
                     s=160,
                     facecolors="none",
-                    edgecolors="#1a202c",
+                    edgecolors=INK,
                     linewidths=1.4,
                     label="kept",
                     zorder=4,
                 )
         axes.set(xlabel="L0: latents per row", ylabel="FVU (held out)", xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
         axes.set_ylim(bottom=0)
@@ -153,31 +166,52 @@ def histogram(value: np.ndarray, discovered: np.ndarray) -> str:
         bins = np.linspace(0, 1, 51).tolist()
         axes.hist(value, bins=bins, color=NULL_COLOUR, label="tested")
         axes.hist(value[discovered], bins=bins, color=PALETTE[0], label="q < 0.05")
-        axes.axvline(0.5, color="#1a202c", lw=0.8)
+        axes.axvline(0.5, color=INK, lw=0.8)
         axes.set(xlabel="AUROC (held out)", ylabel="latent-label pairs", yscale="log")
         axes.legend()
         return _svg(figure)
 
 
-def dose_response(curves: Sequence[Band], ylabel: str) -> str:
-    """Paired difference against dose, one curve per mode; zero is no effect."""
+def dose_response(curves: Sequence[DoseCurve], ylabel: str, *, max_percentile: float) -> str:
+    """Paired difference against dose, one curve per mode, above its rank among random directions of equal norm.
+
+    Filled markers are effects that are significant and beyond `max_percentile` of the random directions.
+    """
     with mpl.rc_context(_STYLE):
-        figure, axes = _canvas()
-        axes.axhline(0, color="#1a202c", lw=0.8)
+        figure = Figure(figsize=(SIZE_IN[0], 4.0), layout="constrained")
+        effect, rank = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.1))
+        effect.axhline(0, color=INK, lw=0.8)
+        rank.axhspan(max_percentile, 104, color=NULL_COLOUR, alpha=0.35, lw=0)
         for index, curve in enumerate(curves):
-            _band(axes, curve, index)
-        axes.set(xlabel="dose", ylabel=ylabel)
-        axes.legend()
+            colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+            effect.plot(
+                curve.x, curve.y, color=colour, marker=marker, ms=5.5, mfc="white", label=curve.name
+            )
+            effect.fill_between(curve.x, curve.lo, curve.hi, color=colour, alpha=0.14, lw=0)
+            at = [x for x, causal in zip(curve.x, curve.causal, strict=True) if causal]
+            y = [y for y, causal in zip(curve.y, curve.causal, strict=True) if causal]
+            effect.plot(at, y, color=colour, marker=marker, ms=5.5, ls="")
+            rank.plot(
+                curve.x, curve.percentile, color=colour, marker=marker, ms=4.5, mfc="white", ls=""
+            )
+        effect.set_ylabel(ylabel)
+        rank.set(xlabel="dose", ylabel="random %ile", ylim=(-6, 106), yticks=(0, 50, 100))
+        _legend_above(effect)
         return _svg(figure)
 
 
 def evolution(
     latent: Band, probe_y: Sequence[float], null_hi: Sequence[float], emergence: float | None
 ) -> str:
-    """AUROC over training of a latent (with interval) and of a refitted probe, above the band of permuted labels."""
+    """AUROC over training of a latent (with interval) and of a refitted probe, above the band of permuted labels.
+
+    All figures share one y-axis, so that they can be compared at a glance.
+    """
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas()
-        _band(axes, latent, 0)
+        axes.fill_between(
+            latent.x, 0.5, null_hi, color=NULL_COLOUR, alpha=0.45, lw=0, label="95 % null"
+        )
         axes.plot(
             latent.x,
             probe_y,
@@ -187,21 +221,43 @@ def evolution(
             ls="--",
             label="probe, refitted",
         )
-        axes.fill_between(
-            latent.x, 0.5, null_hi, color=NULL_COLOUR, alpha=0.35, lw=0, label="95 % null"
-        )
-        if emergence is not None:
-            axes.axvline(emergence, color="#1a202c", lw=1, ls=":")
-            axes.text(emergence, axes.get_ylim()[1], " emerges", va="top", fontsize=9)
+        _band(axes, latent, 0)
         _step_axis(axes, latent.x)
+        axes.set_ylim(float(np.nanmin([0.35, *latent.lo, *probe_y])), 1)
+        if emergence is not None:
+            right = emergence > 0 and emergence**2 > max(latent.x) * min(
+                x for x in latent.x if x > 0
+            )
+            axes.axvline(emergence, color=INK, lw=1, ls=":")
+            axes.annotate(
+                "emerges",
+                (emergence, 0.03),
+                xycoords=("data", "axes fraction"),
+                xytext=(-4 if right else 4, 0),
+                textcoords="offset points",
+                ha="right" if right else "left",
+                fontsize=9,
+            )
         axes.set(xlabel="agent-steps of training", ylabel="AUROC on frozen replay")
-        axes.legend(loc="best")
+        _legend_above(axes)
         return _svg(figure)
 
 
 def _canvas() -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE_IN, layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _legend_above(axes: Axes) -> None:
+    """Where it hides no curve."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=4,
+        borderaxespad=0.1,
+        handlelength=1.8,
+        columnspacing=1.2,
+    )
 
 
 def _band(axes: Axes, curve: Band, index: int) -> None:
@@ -222,7 +278,8 @@ def _step_axis(axes: Axes, steps: Sequence[float]) -> None:
     axes.set_xscale("symlog", linthresh=min(positive))
     axes.set_xlim(left=-min(positive) * 0.1)
     ticks = sorted({0.0, *(10.0**power for power in range(4, 10)), float(max(positive))})
-    ticks = [tick for tick in ticks if tick == 0 or min(positive) <= tick <= max(positive)]
+    last = max(positive)  # a power of ten just below it would run into its text
+    ticks = [tick for tick in ticks if tick in (0, last) or min(positive) <= tick <= last / 1.9]
     axes.set_xticks(ticks, [_short(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
 

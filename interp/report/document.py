@@ -19,17 +19,21 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interp import figures as draw
-from interp.figures import Band, SweepPoint
+from interp.figures import Band, DoseCurve, SweepPoint
 from interp.records import Window
 from interp.study import Study
 
 Row = dict[str, Any]
 MAX_Q = 0.05
 """A discovery has a q-value below this."""
+MAX_PERCENTILE = 95.0
+"""An effect is the direction's own if more than this share (in %) of random directions of equal norm do less."""
+STRONG_AUROC = 0.6
+"""Discoveries from here on are counted apart: with enough rows, q finds differences too small to matter."""
 CONTROLS = {
     "neuron_auroc": "best neuron",
     "pca_auroc": "best principal direction",
-    "random_init_auroc": "untrained policy",
+    "random_init_auroc": "best untrained latent",
 }
 
 
@@ -71,15 +75,18 @@ def figures(report: Report) -> dict[str, str]:
 
 def render(report: Report) -> str:
     """The whole page; the same bytes for the same report."""
-    drawn = {name: Markup(svg) for name, svg in figures(report).items()}
+    drawn = {name: _inline(name, svg) for name, svg in figures(report).items()}
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
         "number": _number,
         "count": _count,
+        "signed": _signed,
         "percent": lambda value: "–" if math.isnan(value) else f"{100 * value:.1f} %",
-        "p": lambda value: "–" if math.isnan(value) else f"{value:.4f}".rstrip("0").rstrip("."),
+        "p": _p,
+        "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),
+        "key": lambda value: "" if math.isnan(value) else repr(value),
     }
     template = environment.from_string(_asset("template.html.j2"))
     return template.render(
@@ -92,8 +99,7 @@ def render(report: Report) -> str:
             _steered_view(number, rows) for number, rows in enumerate(_by_concept(report.effects))
         ],
         lineages=[
-            {"number": number, "first": rows[0], "last": rows[-1]}
-            for number, rows in enumerate(_by_concept(report.lineages))
+            _lineage_view(number, rows) for number, rows in enumerate(_by_concept(report.lineages))
         ],
         windows=report.windows,
         player_data=_script_json([_window_data(window) for window in report.windows]),
@@ -101,11 +107,23 @@ def render(report: Report) -> str:
         style=Markup(_asset("style.css")),
         player=Markup(_asset("player.js")),
         max_q=MAX_Q,
+        max_percentile=MAX_PERCENTILE,
+        strong_auroc=STRONG_AUROC,
+        controls=CONTROLS,
     )
 
 
 def _asset(name: str) -> str:
     return files("interp.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _inline(name: str, svg: str) -> Markup:
+    """A figure among others on one page: ids of its own, and a name for those who cannot see it."""
+    for reference in ('id="', "url(#", 'href="#'):
+        svg = svg.replace(reference, f"{reference}{name}-")
+    return Markup(
+        svg.replace("<svg ", f'<svg role="img" aria-label="{name.replace("-", " ")}" ', 1)
+    )
 
 
 def _script_json(value: object) -> Markup:
@@ -157,98 +175,176 @@ def _summary(report: Report) -> Row:
     study = report.study
     rows = _rows(report.concepts)
     tested = [row for row in rows if not math.isnan(row["q_value"])]
+    discoveries = [row for row in tested if row["q_value"] < MAX_Q]
     named = _named(report)
+    standings = [_standings(row) for row in named]
     effects = _rows(report.effects)
     no_op = [row for row in effects if row["dose"] == 0]
-    own = [
-        row for row in effects if row["dose"] != 0 and row["outcome"] in (row["label"], "return")
+    arms = [
+        row
+        for rows in _by_concept(report.effects)
+        for row in rows
+        if row["dose"] != 0 and _is_own(row) and row["outcome"] not in _unmoved(rows)
     ]
-    causal = {
-        (row["policy_name"], row["concept"])
-        for row in own
-        if row["q_value"] < MAX_Q and row["random_direction_percentile"] >= 95
-    }
     return {
         "runs": len({policy.run for policy in study.policies}),
         "checkpoints": len(study.policies),
+        "recordings": len(study.recordings),
         "rows": sum(recording.rows for recording in study.recordings),
         "episodes": sum(recording.episodes for recording in study.recordings),
+        "wall_s": sum(study.wall_s.values()),
         "pairs": len(tested),
         "untested": len(rows) - len(tested),
-        "discoveries": sum(row["q_value"] < MAX_Q for row in tested),
+        "discoveries": len(discoveries),
+        "strong": sum(row["auroc"] >= STRONG_AUROC for row in discoveries),
         "named": len(named),
-        "beats_untrained": sum(row["auroc_lo"] > row["random_init_auroc"] for row in named),
-        "beats_all": sum(
-            row["auroc_lo"] > max(row[control] for control in CONTROLS) for row in named
-        ),
+        "latents": len({(row["dict_id"], row["latent"]) for row in named}),
+        "beats": {
+            control: sum(standing[control] == "beaten" for standing in standings)
+            for control in CONTROLS
+        },
+        "beats_all": sum(set(standing.values()) == {"beaten"} for standing in standings),
         "steered": len({(row["policy_name"], row["concept"]) for row in effects}),
-        "causal": len(causal),
+        "causal": len({(row["policy_name"], row["concept"]) for row in arms if _is_causal(row)}),
+        "arms": len(arms),
+        "arms_significant": sum(row["q_value"] < MAX_Q for row in arms),
+        "arms_beyond": sum(row["random_direction_percentile"] > MAX_PERCENTILE for row in arms),
+        "arms_causal": sum(_is_causal(row) for row in arms),
+        "arms_by_chance": len(arms) * (100 - MAX_PERCENTILE) / 100,
+        "peaks": _peaks(report.windows),
+        "peaks_with_label": sum(held for held, _ in _peaks(report.windows).values()),
         "no_op_rows": len(no_op),
         "no_op_largest": max((abs(row["difference"]) for row in no_op), default=0.0),
         "no_op_episodes": max((row["n_episodes"] for row in no_op), default=0),
     }
 
 
+def _peaks(windows: tuple[Window, ...]) -> dict[tuple[str, str], tuple[int, int]]:
+    """Of each policy and concept, in how many windows the label holds at the peak, and how many there are."""
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    for window in windows:
+        held, shown = counts.get((window.policy_name, window.concept), (0, 0))
+        at_peak = bool(window.label_T[window.t == window.peak_t].any())
+        counts[window.policy_name, window.concept] = (held + at_peak, shown + 1)
+    return counts
+
+
 def _concept_view(row: Row) -> Row:
     return {
         **row,
         "verdict": _verdict(row),
-        "beats": [row["auroc_lo"] > row[control] for control in CONTROLS],
+        "standing": _standings(row),
         "left": 100 * row["auroc_lo"],
         "width": max(0.8, 100 * (row["auroc_hi"] - row["auroc_lo"])),
         "middle": 100 * row["auroc"],
     }
 
 
+def _standings(row: Row) -> dict[str, str]:
+    """Where each control lies beside the interval of the concept: beaten, level, ahead, or missing."""
+    return {control: _standing(row[control], row) for control in CONTROLS}
+
+
+def _standing(control: float, row: Row) -> str:
+    if math.isnan(control):
+        return "missing"
+    if control < row["auroc_lo"]:
+        return "beaten"
+    return "level" if control <= row["auroc_hi"] else "ahead"
+
+
 def _verdict(row: Row) -> str:
-    """What the controls leave of a concept: a control is beaten if it lies below the whole interval."""
-    unbeaten = [name for control, name in CONTROLS.items() if row["auroc_lo"] <= row[control]]
-    if not unbeaten:
+    """What the controls leave of a concept: all of them beaten, or which are level with it or ahead of it."""
+    standing = _standings(row)
+    if set(standing.values()) == {"beaten"}:
         return "beats every control"
-    if CONTROLS["random_init_auroc"] in unbeaten:
-        return "no better than an untrained policy"
-    return f"learned; the {' and the '.join(unbeaten)} read{'s' if len(unbeaten) == 1 else ''} it as well"
+    clauses = []
+    for place, phrase in (("ahead", "{} better"), ("level", "{} level"), ("missing", "no {}")):
+        names = [CONTROLS[control] for control in CONTROLS if standing[control] == place]
+        if names:
+            clauses.append(phrase.format(" and ".join(names)))
+    return "; ".join(clauses)
 
 
 # --- does it matter
 
 
+def _is_own(row: Row) -> bool:
+    """Whether the outcome is one that the concept promises to move: its own label, or the return."""
+    return row["outcome"] in ("return", row["label"])
+
+
+def _is_causal(row: Row) -> bool:
+    """Whether an edit moved the outcome, and more than random directions of equal norm do."""
+    return row["q_value"] < MAX_Q and row["random_direction_percentile"] > MAX_PERCENTILE
+
+
+def _unmoved(rows: list[Row]) -> list[str]:
+    """The outcomes of a concept that no arm can move, such as the share of an episode that is its start."""
+    return [
+        outcome
+        for outcome in ("return", rows[0]["label"])
+        if all(row["difference"] == 0 for row in rows if row["outcome"] == outcome)
+    ]
+
+
 def _steered_view(number: int, rows: list[Row]) -> Row:
-    outcomes = list(dict.fromkeys(row["outcome"] for row in rows))
-    own = [row for row in rows if row["outcome"] in ("return", rows[0]["label"])]
+    arms = [{**row, "causal": _is_causal(row)} for row in rows if row["dose"] != 0]
+    own = [row for row in arms if _is_own(row)]
     return {
         "number": number,
         "first": rows[0],
         "figures": [f"effect-{number:02d}-{outcome}" for outcome in ("return", "label")],
+        "unmoved": _unmoved(rows),
         "own": own,
-        "others": [row for row in rows if row not in own],
-        "num_outcomes": len(outcomes),
+        "others": [row for row in arms if not _is_own(row)],
+        "num_causal": sum(row["causal"] for row in own),
     }
 
 
 def _dose_responses(rows: list[Row]) -> dict[str, str]:
-    """Return and the rate of the concept's own label against dose, one curve per mode."""
+    """Return and the rate of the concept's own label against dose, one curve per mode; none for what never moved."""
     drawn = {}
     for name, outcome in (("return", "return"), ("label", rows[0]["label"])):
-        curves = []
-        for mode in dict.fromkeys(row["mode"] for row in rows):
-            chosen = sorted(
-                (row for row in rows if row["mode"] == mode and row["outcome"] == outcome),
-                key=lambda row: row["dose"],
-            )
-            if len(chosen) > 1:
-                curves.append(
-                    Band(
-                        name=mode,
-                        x=[row["dose"] for row in chosen],
-                        y=[row["difference"] for row in chosen],
-                        lo=[row["lo"] for row in chosen],
-                        hi=[row["hi"] for row in chosen],
-                    )
-                )
+        if outcome in _unmoved(rows):
+            continue
+        measured = [row for row in rows if row["outcome"] == outcome]
         what = "return per agent" if outcome == "return" else f"rate of {outcome}"
-        drawn[name] = draw.dose_response(curves, f"difference in {what}")
+        drawn[name] = draw.dose_response(
+            [
+                _dose_curve(mode, [row for row in measured if row["mode"] == mode])
+                for mode in dict.fromkeys(row["mode"] for row in measured)
+            ],
+            f"Δ {what}",
+            max_percentile=MAX_PERCENTILE,
+        )
     return drawn
+
+
+def _dose_curve(mode: str, rows: list[Row]) -> DoseCurve:
+    rows = sorted(rows, key=lambda row: row["dose"])
+    return DoseCurve(
+        name=mode,
+        x=[row["dose"] for row in rows],
+        y=[row["difference"] for row in rows],
+        lo=[row["lo"] for row in rows],
+        hi=[row["hi"] for row in rows],
+        percentile=[row["random_direction_percentile"] for row in rows],
+        causal=[_is_causal(row) for row in rows],
+    )
+
+
+# --- when was it born
+
+
+def _lineage_view(number: int, rows: list[Row]) -> Row:
+    rows = sorted(rows, key=lambda row: row["step"])
+    return {
+        "number": number,
+        "first": rows[0],
+        "last": rows[-1],
+        "unconfirmed": rows[0]["emergence_step"] == rows[-1]["step"],
+    }
 
 
 # --- figures of what was run
@@ -267,7 +363,9 @@ def _training(report: Report) -> str:
             lo=[policy.return_mean - policy.return_se for policy in policies],
             hi=[policy.return_mean + policy.return_se for policy in policies],
         )
-        for name, policies in runs.items()
+        for name, policies in (
+            (name, sorted(run, key=lambda policy: policy.step)) for name, run in runs.items()
+        )
     ]
     return draw.training(bands, list(study.random_returns.items()))
 
@@ -300,6 +398,7 @@ def _heat_map(named: list[Row]) -> str:
 
 
 def _evolution(rows: list[Row]) -> str:
+    rows = sorted(rows, key=lambda row: row["step"])
     band = Band(
         name="latent",
         x=[float(row["step"]) for row in rows],
@@ -324,6 +423,7 @@ def _window_data(window: Window) -> Row:
     return {
         "concept": window.concept,
         "label": window.label,
+        "number": window.latent,
         "agent": window.agent,
         "t": window.t.tolist(),
         "peak": window.peak_t,
@@ -342,6 +442,16 @@ def _window_data(window: Window) -> Row:
 
 def _number(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return "<0.0001" if value < 1e-4 else f"{value:.4f}".rstrip("0").rstrip(".")
 
 
 def _count(value: int) -> str:

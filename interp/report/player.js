@@ -7,10 +7,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
     heads.forEach((other) => other.setAttribute("aria-sort", "none"));
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+    const isNumber = head.classList.contains("n");
     const compare = (a, b) => {
+      if (!isNumber) return (down ? -1 : 1) * value(a).localeCompare(value(b));
       const [x, y] = [parseFloat(value(a)), parseFloat(value(b))];
-      const order = Number.isNaN(x) || Number.isNaN(y) ? value(a).localeCompare(value(b)) : x - y;
-      return down ? -order : order;
+      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);  // what was not measured comes last
+      return down ? y - x : x - y;
     };
     table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
   }));
@@ -26,6 +28,8 @@ function startPlayer(windows) {
   const spare = ["#2c7a7b", "#702459", "#744210", "#22543d"];
   const teams = ["#dd6b20", "#3182ce", "#38a169", "#805ad5"];
   const colourOf = (w, kind) => colours[w.objects[kind]] ?? spare[kind % spare.length];
+  const teamOf = (agent) => teams[w.team[agent] % teams.length];
+  const textColour = "#4a5568";
   let w = windows[0], at = 0, timer = null;
 
   function drawBoard() {
@@ -43,13 +47,18 @@ function startPlayer(windows) {
       }
     }
     const centre = (position) => [(position[1] + 0.5) * cell, (position[0] + 0.5) * cell];
-    context.lineWidth = cell * 0.12; context.strokeStyle = "rgba(221,107,32,.55)"; context.lineJoin = "round"; context.beginPath();
-    for (let step = Math.max(0, at - 12); step <= at; step++) context.lineTo(...centre(w.position[step][w.agent]));
-    context.stroke();
+    const trail = w.position.slice(Math.max(0, at - 16), at + 1).map((agents) => centre(agents[w.agent]));
+    context.lineWidth = cell * 0.14; context.lineCap = "round"; context.strokeStyle = teamOf(w.agent);
+    trail.slice(1).forEach((point, step) => {
+      context.globalAlpha = 0.15 + 0.6 * (step + 1) / trail.length;
+      context.beginPath(); context.moveTo(...trail[step]); context.lineTo(...point); context.stroke();
+    });
+    context.globalAlpha = 1;
     w.position[at].forEach((position, agent) => {
       const [x, y] = centre(position);
       context.beginPath(); context.arc(x, y, cell * 0.36, 0, 2 * Math.PI);
-      context.fillStyle = teams[w.team[agent] % teams.length]; context.fill();
+      context.fillStyle = teamOf(agent); context.fill();
+      context.lineWidth = cell * 0.06; context.strokeStyle = "#fff"; context.stroke();
       if (agent === w.agent) {
         context.lineWidth = cell * 0.13; context.strokeStyle = "#1a202c"; context.beginPath();
         context.arc(x, y, cell * 0.47, 0, 2 * Math.PI); context.stroke();
@@ -58,31 +67,61 @@ function startPlayer(windows) {
   }
 
   function drawStrip() {
-    const context = strip.getContext("2d"), high = Math.max(1e-6, ...w.latent), num = w.t.length;
-    const x = (step) => 10 + (strip.width - 20) * (num > 1 ? step / (num - 1) : 0.5);
-    const y = (value) => 118 - 96 * value / high;
-    context.fillStyle = "#fff"; context.fillRect(0, 0, strip.width, strip.height);
-    context.fillStyle = "#c6e6d2";
-    w.truth.forEach((holds, step) => { if (holds) context.fillRect(x(step - 0.5), 124, x(1) - x(0) + 0.5, 16); });
-    context.strokeStyle = "#cbd5e0"; context.lineWidth = 1; context.strokeRect(10, 124, strip.width - 20, 16);
-    context.strokeStyle = "#2b6cb0"; context.lineWidth = 3; context.lineJoin = "round"; context.beginPath();
+    // Drawn in the pixels of the screen, so that its text is as large on a phone as on a desk.
+    const ratio = window.devicePixelRatio || 1, width = strip.clientWidth || 640, height = 170;
+    strip.width = Math.round(width * ratio); strip.height = Math.round(height * ratio); strip.style.height = `${height}px`;
+    const context = strip.getContext("2d"), num = w.t.length;
+    const high = Math.max(1e-6, ...w.latent), left = 46, right = width - 12, top = 26, bottom = 112;
+    const pitch = (right - left) / Math.max(1, num - 1);
+    const x = (step) => left + pitch * step, y = (value) => bottom - (bottom - top) * value / high;
+    context.scale(ratio, ratio);
+    context.fillStyle = "#fff"; context.fillRect(0, 0, width, height);
+    context.font = "12px system-ui, sans-serif"; context.lineWidth = 1;
+    for (const value of [0, high]) {
+      context.strokeStyle = "#e2e8f0"; context.beginPath(); context.moveTo(left, y(value)); context.lineTo(right, y(value)); context.stroke();
+      context.fillStyle = textColour; context.textAlign = "right"; context.textBaseline = "middle"; context.fillText(value ? value.toPrecision(3) : "0", left - 6, y(value));
+    }
+    w.truth.forEach((holds, step) => {
+      if (!holds) return;
+      const from = Math.max(left, x(step) - pitch / 2), to = Math.min(right, x(step) + pitch / 2);
+      context.fillStyle = "rgba(47,133,90,.10)"; context.fillRect(from, top, to - from, bottom - top);
+      context.fillStyle = "#68b58b"; context.fillRect(from, 120, to - from + 0.6, 12);
+    });
+    context.strokeStyle = "#a0aec0"; context.strokeRect(left, 120, right - left, 12);
+    context.fillStyle = textColour; context.textBaseline = "top"; context.textAlign = "left";
+    context.fillText(`latent ${w.number}, peak at step ${w.peak}`, left, 6);
+    context.fillText("label", 8, 120); context.fillText(`step ${w.t[0]}`, left, 144);
+    context.textAlign = "right"; context.fillText(`step ${w.t[num - 1]}`, right, 144);
+    context.strokeStyle = "#2b6cb0"; context.lineWidth = 2; context.lineJoin = "round"; context.beginPath();
     w.latent.forEach((value, step) => context.lineTo(x(step), y(value)));
     context.stroke();
-    context.strokeStyle = "#1a202c"; context.lineWidth = 2; context.beginPath();
-    context.moveTo(x(at), 12); context.lineTo(x(at), 142); context.stroke();
-    context.fillStyle = "#4a5568"; context.font = "15px system-ui, sans-serif"; context.textAlign = "left"; context.textBaseline = "top";
-    context.fillText(`latent, peak ${high.toFixed(2)}; shaded: ${w.label}`, 12, 2);
+    context.strokeStyle = "#1a202c"; context.lineWidth = 1.5; context.beginPath();
+    context.moveTo(x(at), top - 4); context.lineTo(x(at), 136); context.stroke();
+    context.fillStyle = "#1a202c"; context.beginPath(); context.arc(x(at), y(w.latent[at]), 4, 0, 2 * Math.PI); context.fill();
+  }
+
+  function element(tag, text, className = "") {
+    const made = document.createElement(tag);
+    made.textContent = text; made.className = className;
+    return made;
+  }
+
+  function describe() {
+    const carried = w.resources.map((name, index) => `${w.inventory[at][index]} ${name}`).filter((_, index) => w.inventory[at][index]);
+    const facts = [["step", w.t[at]], ["latent", w.latent[at].toFixed(3)], [w.label, w.truth[at] ? "yes" : "no"], ["action", w.action[at]],
+      ["reward", w.reward[at].toFixed(2)], ["carries", carried.join(" · ") || "nothing"]];
+    find("status").replaceChildren(...facts.map(([name, value]) => {
+      const fact = element("div", "", name === "carries" ? "wide" : "");
+      fact.append(element("dt", name), element("dd", value));
+      return fact;
+    }));
   }
 
   function show(step) {
     at = Math.max(0, Math.min(w.t.length - 1, step));
     scrub.value = at;
     scrub.setAttribute("aria-valuetext", `step ${w.t[at]}`);
-    const carried = w.resources.map((name, index) => [name, w.inventory[at][index]]).filter(([, amount]) => amount);
-    find("status").textContent =
-      `Step ${w.t[at]} · latent ${w.latent[at].toFixed(3)} · ${w.label}: ${w.truth[at] ? "yes" : "no"} · action ${w.action[at]}` +
-      (w.reward[at] ? ` · reward ${w.reward[at].toFixed(2)}` : "") +
-      ` · carries ${carried.map(([name, amount]) => `${amount} ${name}`).join(", ") || "nothing"}`;
+    describe();
     drawBoard(); drawStrip();
   }
 
@@ -101,10 +140,13 @@ function startPlayer(windows) {
     stop();
     w = windows[index];
     scrub.max = w.t.length - 1;
-    find("legend").replaceChildren(...w.objects.map((name, kind) => [name, kind]).filter(([, kind]) => kind).map(([name, kind]) => {
-      const item = document.createElement("li"), swatch = document.createElement("span");
-      swatch.style.background = colourOf(w, kind);
-      swatch.textContent = name === "wall" ? "" : name[0].toUpperCase();
+    const items = w.objects.map((name, kind) => [name, kind]).filter(([, kind]) => kind && w.map.some((row) => row.includes(kind))).map(([name, kind]) => [
+      colourOf(w, kind), name === "wall" ? "" : name[0].toUpperCase(), name, ""]);
+    for (const team of [...new Set(w.team)].sort((a, b) => a - b)) items.push([teams[team % teams.length], "", `agent, team ${team}`, "agent"]);
+    items.push([teamOf(w.agent), "", `agent ${w.agent}, in focus`, "agent ring"]);
+    find("legend").replaceChildren(...items.map(([colour, letter, name, className]) => {
+      const item = element("li", ""), swatch = element("span", letter, className);
+      swatch.style.background = colour;
       item.append(swatch, name);
       return item;
     }));
@@ -115,5 +157,14 @@ function startPlayer(windows) {
   scrub.addEventListener("input", () => { stop(); show(Number(scrub.value)); });
   find("speed").addEventListener("change", () => { if (timer) { stop(); start(); } });
   find("pick").addEventListener("change", (event) => choose(Number(event.target.value)));
+  board.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (move) { stop(); show(at + move); }
+    else if (event.key === " ") play.click();
+    else return;
+    event.preventDefault();
+  });
+  window.addEventListener("resize", drawStrip);
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) find("speed").value = "2";
   choose(0);
 }

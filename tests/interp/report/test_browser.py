@@ -63,12 +63,17 @@ def page(request: pytest.FixtureRequest, browser, report, tmp_path: Path) -> Ite
     assert complaints == []
 
 
+def step(page) -> str:
+    """The step that the replay says it shows."""
+    return page.locator("#status dd").first.inner_text()
+
+
 def test_nothing_is_wider_than_the_screen(page) -> None:
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
 
 
 def test_a_replay_begins_at_its_peak_and_plays_on(page) -> None:
-    assert page.locator("#status").inner_text().startswith("Step 15 ")
+    assert step(page) == "15"
     page.locator("#play").click()
     page.wait_for_function("Number(document.getElementById('scrub').value) >= 7")
     page.locator("#play").click()
@@ -79,18 +84,31 @@ def test_scrubbing_moves_the_step_and_the_picture(page) -> None:
     picture = "document.getElementById('board').toDataURL()"
     before = page.evaluate(picture)
     page.locator("#scrub").fill("1")
-    assert page.locator("#status").inner_text().startswith("Step 11 ")
+    assert step(page) == "11"
     assert page.evaluate(picture) != before
 
 
 def test_the_arrow_keys_scrub(page) -> None:
     page.locator("#scrub").focus()
     page.keyboard.press("ArrowRight")
-    assert page.locator("#status").inner_text().startswith("Step 16 ")
+    assert step(page) == "16"
+    page.locator("#board").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert step(page) == "14"
+    page.keyboard.press(" ")
+    assert page.locator("#play").get_attribute("aria-pressed") == "true"
+
+
+def test_the_name_of_a_concept_stays_in_sight_when_its_table_is_scrolled(page) -> None:
+    name = page.locator("#concept-table tbody tr:first-child th")
+    before = name.bounding_box()["x"]
+    page.evaluate("document.querySelector('#concept-table').parentElement.scrollLeft = 120")
+    assert name.bounding_box()["x"] == before
 
 
 def test_concepts_can_be_sorted(page) -> None:
-    first = page.locator("#concept-table tbody tr:first-child td:nth-child(2) b")
+    first = page.locator("#concept-table tbody tr:first-child th b")
     head = page.locator("#concept-table th", has_text="AUROC")
     head.locator("button").click()
     assert head.get_attribute("aria-sort") == "descending"

@@ -1,8 +1,24 @@
 """The page says what the tables say, needs nothing but itself, and lets no name become code."""
 
+import math
 import re
+from dataclasses import replace
 
-from interp.report.document import figures, render
+import pyarrow as pa
+import pytest
+
+from interp.report.document import Report, figures, render
+
+
+def changed(table: pa.Table, **values: object) -> pa.Table:
+    """The table with the same value in every row of some columns."""
+    return pa.Table.from_pylist([{**row, **values} for row in table.to_pylist()], table.schema)
+
+
+def text_of(report: Report) -> str:
+    """The page as it is read: no tags, no runs of blanks."""
+    body = re.sub(r"<(style|script|svg)\b.*?</\1>", "", render(report), flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).split())
 
 
 def test_the_page_needs_nothing_from_outside(report) -> None:
@@ -22,7 +38,61 @@ def test_the_numbers_of_a_concept_are_on_the_page(report) -> None:
 def test_the_verdict_names_the_controls_that_were_not_beaten(report) -> None:
     html = render(report)
     assert "beats every control" in html  # .9137 - .0213 lies above all of .8125, .7125, .6125
-    assert "learned; the best neuron and the best principal direction read it as well" in html
+    assert (
+        "best neuron and best principal direction better" in html
+    )  # .6543 + .0187 lies below both
+
+
+def test_a_control_inside_the_interval_is_level_and_one_above_it_is_better(report) -> None:
+    level = changed(report.concepts, neuron_auroc=0.9137, pca_auroc=0.1, random_init_auroc=0.99)
+    html = render(replace(report, concepts=level.slice(0, 1)))
+    assert "best untrained latent better; best neuron level" in html
+
+
+def test_a_control_that_was_not_measured_is_not_beaten(report) -> None:
+    html = render(
+        replace(report, concepts=changed(report.concepts, random_init_auroc=math.nan).slice(0, 1))
+    )
+    assert "no best untrained latent" in html
+    assert "beats every control" not in html
+
+
+def test_a_latent_that_stands_for_two_labels_is_counted_once(report) -> None:
+    assert "2 distinct latents stand for 2 concepts" in text_of(report)
+    shared = replace(report, concepts=changed(report.concepts, latent=3))
+    assert "1 distinct latent stands for 2 concepts" in text_of(shared)
+
+
+@pytest.mark.parametrize(("percentile", "causal"), [(95.0, "0 of 1"), (97.5, "1 of 1")])
+def test_an_effect_at_the_limit_of_random_directions_is_not_beyond_it(
+    report, percentile, causal
+) -> None:
+    steered = replace(
+        report, effects=changed(report.effects, random_direction_percentile=percentile)
+    )
+    assert f"causal {causal}" in text_of(steered)
+
+
+def test_an_effect_without_significance_is_not_causal(report) -> None:
+    text = text_of(replace(report, effects=changed(report.effects, q_value=0.05)))
+    assert "causal 0 of 1" in text
+    assert "none of these effects is shown to be the concept's own" in text
+
+
+def test_windows_count_the_peaks_at_which_the_label_holds(report) -> None:
+    peak = report.windows[
+        0
+    ].peak_t  # step 15 is the sixth, an odd one: the label does not hold there
+    there = replace(report.windows[0], label_T=report.windows[0].t == peak)
+    text = text_of(replace(report, windows=(there, *report.windows)))
+    assert "the label holds in 1 of 3 windows" in text
+    assert "forage-s0 wall:3 1/3" in text
+
+
+def test_an_outcome_that_no_arm_moved_is_said_and_not_drawn(report) -> None:
+    still = replace(report, effects=changed(report.effects, difference=0.0))
+    assert not [name for name in figures(still) if name.startswith("effect")]
+    assert "return was the same in every arm" in text_of(still)
 
 
 def test_dose_zero_is_stated_and_not_tabulated(report) -> None:
@@ -43,6 +113,26 @@ def test_a_study_that_found_nothing_says_so(empty) -> None:
     assert "Nothing found" in html
     assert "Nothing was steered" in html
     assert "Nothing was followed" in html
+
+
+def test_discoveries_without_a_concept_are_still_counted_and_drawn(report) -> None:
+    nameless = replace(report, concepts=changed(report.concepts, concept=None))
+    text = text_of(nameless)
+    assert "Nothing found: 3 of 3 tested latent–label pairs differ from chance" in text
+    assert "auroc-histogram" in figures(nameless)
+
+
+def test_a_label_that_looks_like_mathematics_is_drawn_as_it_is(report) -> None:
+    odd = changed(report.lineages, label="a$^{$b")
+    drawn = figures(
+        replace(report, concepts=changed(report.concepts, label="a$^{$b"), lineages=odd)
+    )
+    assert "a$^{$b" in drawn["heat-map"]
+
+
+def test_ids_of_the_page_are_unique(report) -> None:
+    ids = re.findall(r'\bid="([^"]*)"', render(report))
+    assert len(ids) == len(set(ids))
 
 
 def test_the_same_report_gives_the_same_bytes(report) -> None:
