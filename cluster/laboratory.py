@@ -57,6 +57,8 @@ class Laboratory:
         self.worlds_per_actor = worlds_per_actor
         self._pool: Pool | None = None
         self._owns_ray = False
+        self.worked = False
+        """Set whenever something had to be made; whoever asks resets it."""
 
     def __enter__(self) -> Self:
         return self
@@ -73,6 +75,7 @@ class Laboratory:
 
     def start_ray(self) -> None:
         """A CPU for every actor, trial or training, and one for Ray Data; the pool gives up its own."""
+        self.worked = True
         self._close_pool()
         if not ray.is_initialized():
             runtime.start(self.num_actors + 1)
@@ -87,6 +90,7 @@ class Laboratory:
         """Results of tasks, in their order; the pool is opened if it is not yet."""
         if not tasks:
             return []
+        self.worked = True
         if self._pool is None:
             self.start_ray()
             self._pool = Pool(

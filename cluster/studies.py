@@ -1,7 +1,7 @@
 """A finished study in the store, under a name that may move: study.json, report.html, figures/*.svg."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 from cluster.results import Kind, read_table
 from cluster.store import Store
 from interp.concepts.windows import window_from_json
+from interp.identity import canonical_json, parse_json
 from interp.report.document import Report, figures, render
 from interp.study import Study
 from interp.worlds.labels import LABELS
@@ -84,6 +85,17 @@ def draw_report(store: Store, report: Report) -> Path:
 def save_study(store: Store, study: Study) -> None:
     """Writes study.json, which says that the study is complete: the last thing to be written."""
     store.replace(_key(study.study, "study.json"), study.to_json().encode())
+
+
+def read_times(store: Store, name: str) -> dict[str, float]:
+    """Seconds of wall time of each stage when it last did work, also by attempts that were interrupted."""
+    key = f"scratch/studies/{name}.json"
+    return parse_json(store.get(key), source=key) if store.exists(key) else {}
+
+
+def save_times(store: Store, name: str, wall_s: Mapping[str, float]) -> None:
+    """Keeps what `read_times` reads."""
+    store.replace(f"scratch/studies/{name}.json", canonical_json(dict(wall_s)))
 
 
 def report_path(store: Store, name: str) -> Path:

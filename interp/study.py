@@ -26,6 +26,9 @@ class PolicyEntry:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingEntry:
     recording_id: str
+    policy_id: str
+    replay_of: str | None
+    """Recording whose observations the policy was shown; None if it played by itself."""
     rows: int
     """Agent-steps."""
     episodes: int

@@ -3,7 +3,8 @@
 Every stage asks the store first, so the same command goes on after an interruption and is quick when all is there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,16 +24,18 @@ from cluster.studies import (
     check_study_name,
     draw_report,
     find_same,
+    read_times,
     report_of,
     report_path,
     save_study,
+    save_times,
 )
 from cluster.training import TrainedRun
 from interp.dictionaries.training import SaeConfig
 from interp.steering.arms import SteeredLatent
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
 from interp.worlds.mettagrid import MettagridFactory
-from jobs.progress import Reporter, SweepNote, TrainingNote
+from jobs.progress import Reporter, Stage, SweepNote, TrainingNote
 from jobs.recipes import PIPELINES, PipelineConfig
 from jobs.summary import print_summary
 
@@ -102,6 +105,18 @@ class _Pipeline:
             factory.name: factory for factory in (MettagridFactory.load(world) for world in worlds)
         }
 
+        self.wall_s = read_times(self.store, config.study)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Stage]:
+        """Shows a stage, and keeps how long it took if it did anything."""
+        self.laboratory.worked = False
+        with self.reporter.stage(name) as stage:
+            yield stage
+        if self.laboratory.worked or name not in self.wall_s:
+            self.wall_s[name] = self.reporter.wall_s[name]
+            save_times(self.store, self.config.study, self.wall_s)
+
     def run(self) -> Study:
         runs = self._train()
         returns, random_returns = self._evaluate(runs)
@@ -144,14 +159,15 @@ class _Pipeline:
             effects=effects,
             lineages=lineages,
             windows=windows,
-            wall_s=dict(self.reporter.wall_s),
+            wall_s=dict(self.wall_s),
         )
         report = report_of(self.store, study)
         before = find_same(self.store, study)
         if before is None:
-            with self.reporter.stage("report"):
+            with self._stage("report"):
+                self.laboratory.worked = True
                 draw_report(self.store, report)
-            study = replace(study, wall_s=dict(self.reporter.wall_s))
+            study = replace(study, wall_s=dict(self.wall_s))
             save_study(self.store, study)
         print_summary(self.reporter, report, report_path(self.store, study.study))
         return before or study
@@ -172,7 +188,7 @@ class _Pipeline:
         }
 
     def _train(self) -> list[TrainedRun]:
-        with self.reporter.stage("train") as stage:
+        with self._stage("train") as stage:
             runs = self.laboratory.train(self.config.train.runs, TrainingNote(stage))
         self.reporter.done(
             "train",
@@ -186,7 +202,7 @@ class _Pipeline:
         """Returns of every checkpoint by policy, and of the random policy by world."""
         returns: dict[str, ReturnEstimate] = {}
         random_returns: dict[str, ReturnEstimate] = {}
-        with self.reporter.stage("evaluate") as stage:
+        with self._stage("evaluate") as stage:
             for world, factory in self.factories.items():
                 cards = [card for run in runs if run.world == world for card in run.checkpoints]
                 players = dict.fromkeys([UNIFORM, *(card.policy_id for card in cards)])
@@ -211,7 +227,7 @@ class _Pipeline:
         config = self.config.record
         untrained_config = replace(config, sites=(self.config.sweep.site,))
         factories = [self.factories[run.world] for run in runs]
-        with self.reporter.stage("record") as stage:
+        with self._stage("record") as stage:
             plans = [
                 plan_recording(self.store, run.checkpoints[-1].policy_id, factory, config)
                 for run, factory in zip(runs, factories, strict=True)
@@ -240,7 +256,7 @@ class _Pipeline:
     def _sweep(self, first: _Recorded) -> SweepResult:
         """All trials on the first run; its chosen recipe serves for the others."""
         config = self.config
-        with self.reporter.stage("sweep") as stage:
+        with self._stage("sweep") as stage:
             sweep = self.laboratory.sweep(
                 first.recording.plan.recording_id,
                 config.sweep.site,
@@ -259,7 +275,7 @@ class _Pipeline:
 
     def _decompose(self, recorded: list[_Recorded], recipe: SaeConfig) -> list[_Decomposed]:
         manifests = [manifest for one in recorded for manifest in (one.recording, one.untrained)]
-        with self.reporter.stage("decompose") as stage:
+        with self._stage("decompose") as stage:
             entries = self.laboratory.train_dictionaries(
                 [
                     TrainDictionary(
@@ -297,7 +313,7 @@ class _Pipeline:
             )
             for one in decomposed
         ]
-        with self.reporter.stage("score") as stage:
+        with self._stage("score") as stage:
             tables = self.laboratory.answer(tasks, stage.update)
         named = sum(len(table) - table.column("concept").null_count for table in tables)
         self.reporter.done(
@@ -339,7 +355,7 @@ class _Pipeline:
             )
             blocks = steering_blocks(*subject, one.latents, config.steer, **asked)
             questions.append((question, blocks, one.recorded.run.name))
-        with self.reporter.stage("steer") as stage:
+        with self._stage("steer") as stage:
             self.laboratory.steer(questions, stage.update, seed=config.seed)
         num_concepts = sum(len(one.latents) for one in scored)
         self.reporter.done(
@@ -350,7 +366,7 @@ class _Pipeline:
 
     def _follow(self, scored: list[_Scored]) -> tuple[str, ...]:
         config = self.config
-        with self.reporter.stage("evolve") as stage:
+        with self._stage("evolve") as stage:
             banks = [config.evolve.bank(one.recorded.run) for one in scored]
             plans = [
                 (
@@ -391,7 +407,7 @@ class _Pipeline:
             for one in scored
             if one.latents
         ]
-        with self.reporter.stage("show") as stage:
+        with self._stage("show") as stage:
             tables = self.laboratory.answer(tasks, stage.update)
         self.reporter.done(
             "show", f"{sum(len(table) for table in tables)} windows of strongest responses"
@@ -403,6 +419,8 @@ def _recording_entry(manifest: Manifest) -> RecordingEntry:
     config = manifest.plan.config
     return RecordingEntry(
         recording_id=manifest.plan.recording_id,
+        policy_id=manifest.plan.inputs["policy"],
+        replay_of=manifest.plan.inputs.get("replay_of"),
         rows=manifest.rows,
         episodes=config["num_episodes"],
         sites=tuple(config["site_widths"]),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float, Float32
 
 from interp.concepts.controls import pca_directions
 from interp.concepts.scoring import (
@@ -225,20 +225,23 @@ def _representatives(
     q_FL: Float[np.ndarray, "F L"],
     config: ScoringConfig,
 ) -> dict[int, int]:
-    """Label -> the latent that stands for it: the highest training AUROC among discoveries that fire *when* it holds.
+    """Label -> the latent that stands for it: the one with the highest AUROC on *training* episodes.
 
-    A discovery has q below the limit and a held-out AUROC above one half; labels without any have no representative.
+    It is a concept if held-out episodes then confirm it, with q below the limit and an AUROC above one half. They have
+    no say in which latent it is, so its held-out AUROC flatters nobody; a label that they do not confirm has none.
     """
-    with np.errstate(invalid="ignore"):
-        discovered_FL: Bool[np.ndarray, "F L"] = (
-            (q_FL < config.max_q_value)
-            & (train_auroc_FL >= config.min_auroc)
-            & (held_out_auroc_FL > 0.5)
-        )
-    ranked_FL = np.where(discovered_FL, train_auroc_FL, -np.inf)
-    return {
-        int(ell): int(ranked_FL[:, ell].argmax()) for ell in np.flatnonzero(discovered_FL.any(0))
-    }
+    chosen = {}
+    for ell in range(train_auroc_FL.shape[1]):
+        train_F = np.nan_to_num(train_auroc_FL[:, ell], nan=0.0)
+        best = int(train_F.argmax()) if len(train_F) else 0
+        if (
+            len(train_F)
+            and train_F[best] >= config.min_auroc
+            and q_FL[best, ell] < config.max_q_value
+            and held_out_auroc_FL[best, ell] > 0.5
+        ):
+            chosen[ell] = best
+    return chosen
 
 
 def _scales(latent_NF: Float32[np.ndarray, "N F"]) -> Float[np.ndarray, " F"]:

@@ -186,12 +186,13 @@ def _summary(report: Report) -> Row:
         for row in rows
         if row["dose"] != 0 and _is_own(row) and row["outcome"] not in _unmoved(rows)
     ]
+    played = [recording for recording in study.recordings if recording.replay_of is None]
     return {
         "runs": len({policy.run for policy in study.policies}),
         "checkpoints": len(study.policies),
         "recordings": len(study.recordings),
-        "rows": sum(recording.rows for recording in study.recordings),
-        "episodes": sum(recording.episodes for recording in study.recordings),
+        "rows": sum(recording.rows for recording in played),
+        "episodes": sum(recording.episodes for recording in played),
         "wall_s": sum(study.wall_s.values()),
         "pairs": len(tested),
         "untested": len(rows) - len(tested),

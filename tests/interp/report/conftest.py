@@ -33,7 +33,16 @@ def study(name: str) -> Study:
         ),
         random_return=0.5,
         random_returns={"forage": 0.5},
-        recordings=(RecordingEntry(recording_id="r-1", rows=4096, episodes=40, sites=("lstm.c",)),),
+        recordings=(
+            RecordingEntry(
+                recording_id="r-1",
+                policy_id="p-4000",
+                replay_of=None,
+                rows=4096,
+                episodes=40,
+                sites=("lstm.c",),
+            ),
+        ),
         sweep=tuple(
             TrialEntry(
                 config={"family": {"name": "batch_topk", "k": k}, "d_sae": 64},
