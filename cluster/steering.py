@@ -85,7 +85,7 @@ def steering_blocks(
     seeds_per_block: int = 4,
     num_worlds: int = 32,
 ) -> list[SteerBlock]:
-    """The tasks of a steering experiment, concept by concept."""
+    """The tasks of a steering experiment, concept by concept; the concept's own label is an outcome in any case."""
     env_seeds = list(config.env_seeds)
     return [
         SteerBlock(
@@ -95,7 +95,7 @@ def steering_blocks(
             config=config,
             seed=seed,
             env_seeds=tuple(env_seeds[start : start + seeds_per_block]),
-            labels=tuple(labels),
+            labels=tuple(dict.fromkeys((*labels, latent.label))),
             num_worlds=num_worlds,
         )
         for latent in latents

@@ -34,6 +34,7 @@ from cluster.training import TrainedRun
 from interp.dictionaries.training import SaeConfig
 from interp.steering.arms import SteeredLatent
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
+from interp.worlds.labels import LABELS
 from interp.worlds.mettagrid import MettagridFactory
 from jobs.progress import Reporter, Stage, SweepNote, TrainingNote
 from jobs.recipes import PIPELINES, PipelineConfig
@@ -346,9 +347,10 @@ class _Pipeline:
 
     def _steer(self, scored: list[_Scored]) -> tuple[str, ...]:
         config = self.config
+        behaviours = [name for name in config.record.labels if LABELS[name].kind == "behavioural"]
         questions = []
         for one in scored:
-            asked = {"seed": config.seed, "labels": config.record.labels}
+            asked = {"seed": config.seed, "labels": behaviours}
             subject = (one.recorded.policy_id, one.recorded.factory)
             question = effects_question(
                 *subject, one.concepts_id, one.latents, config.steer, **asked

@@ -59,7 +59,7 @@ class SweepConfig:
     """Site of the policy whose activations are decomposed."""
     d_sae: int = 512
     """Number of latents."""
-    samples: int = 400_000
+    samples: int = 600_000
     """Rows that each trial sees, counting repeats."""
     k: tuple[int, ...] = (8, 16, 32, 64)
     """BatchTopK trials: average number of latents per row."""

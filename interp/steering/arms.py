@@ -27,7 +27,7 @@ class SteeringConfig:
     """Random directions of equal norm beside every dose."""
     first_env_seed: int = 20_000
     """Episodes use this environment seed and the ones after it; none of them should have been recorded."""
-    num_episodes: int = 10
+    num_episodes: int = 16
     """Environment seeds; every arm plays all of them."""
 
     def __post_init__(self) -> None:
