@@ -330,7 +330,12 @@ class _Forward(tune.Callback):
     ) -> None:
         if (listener := _listeners.get(self._key)) is None:
             return
-        num_done = sum(other.status == Trial.TERMINATED for other in trials if other is not trial)
+        # a trial that has said "done" is terminated only later, maybe after the next report of another
+        num_done = sum(
+            other.status == Trial.TERMINATED or bool((other.last_result or {}).get("done"))
+            for other in trials
+            if other is not trial
+        )
         listener(
             TrialProgress(
                 trial=trial.config["trial"]["index"],
