@@ -11,7 +11,7 @@ from cluster.store import Store
 from cluster.studio import Studio
 from interp.policies.uniform import UniformPolicy
 from interp.rollout import Trial, roll
-from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.world import WorldFactory
 
 UNIFORM = "uniform"
 """Stands for the random policy where a policy_id is wanted."""
@@ -52,7 +52,7 @@ class Evaluate:
     """Task: the return of one policy, one row per episode."""
 
     policy_id: str
-    factory: MettagridFactory
+    factory: WorldFactory
     config: EvaluationConfig
     num_worlds: int = 16
 

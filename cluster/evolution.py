@@ -23,7 +23,7 @@ from interp.concepts.tracks import Tracks
 from interp.policies.bundle import PolicyCard
 from interp.rollout import Stride
 from interp.steering.arms import SteeredLatent
-from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.world import WorldFactory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class ScoreCheckpoint:
     """Task: scores of all followed concepts at one checkpoint."""
 
     checkpoint: PolicyCard
-    factory: MettagridFactory
+    factory: WorldFactory
     bank: tuple[str, ...]
     """Recordings whose episodes are replayed."""
     config: EvolutionConfig
@@ -118,7 +118,7 @@ PROBE_SPLIT = Split(held_out_fraction=0.5, salt="probe")
 
 def lineage_tasks(
     run: TrainedRun,
-    factory: MettagridFactory,
+    factory: WorldFactory,
     bank: tuple[str, ...],
     dict_id: str,
     latents: Sequence[SteeredLatent],

@@ -33,6 +33,7 @@ from interp.rollout import CaptureSteps, EveryStep
 from interp.steering.effects import effects_table
 from interp.study import DictionaryEntry
 from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.world import WorldFactory
 
 Value = TypeVar("Value")
 Note = Callable[[int, int, str], None]
@@ -129,7 +130,7 @@ class Laboratory:
 
     def record(
         self,
-        plans: Sequence[tuple[Plan, MettagridFactory]],
+        plans: Sequence[tuple[Plan, WorldFactory]],
         note: Note = _silent,
         *,
         steps: CaptureSteps = EveryStep(),  # noqa: B008 - frozen

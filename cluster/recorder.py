@@ -19,7 +19,7 @@ from cluster.studio import Studio
 from interp.recording import episode_rows
 from interp.rollout import Capture, CaptureSteps, EveryStep, Trial, check_sites, roll
 from interp.worlds.labels import LABELS, check_labels, compute_labels
-from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.world import WorldFactory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class RecordingConfig:
 def plan_recording(
     store: Store,
     policy_id: str,
-    factory: MettagridFactory,
+    factory: WorldFactory,
     config: RecordingConfig,
     *,
     steps: CaptureSteps = EveryStep(),  # noqa: B008 - frozen
@@ -102,7 +102,7 @@ class RecordShard:
 
     plan: Plan
     shard: ShardPlan
-    factory: MettagridFactory
+    factory: WorldFactory
     steps: CaptureSteps = field(default_factory=EveryStep)
     num_worlds: int = 16
     """Worlds played at once; changes speed and memory, never a number."""

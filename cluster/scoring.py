@@ -19,7 +19,7 @@ from interp.records import LABEL_PREFIX, SITE_PREFIX
 from interp.rollout import Capture, Trial, roll
 from interp.steering.arms import SteeredLatent
 from interp.worlds.labels import compute_labels
-from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.world import WorldFactory
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class ShowConcepts:
     """Task: windows of the strongest held-out responses of some latents, played again from their seeds."""
 
     policy_id: str
-    factory: MettagridFactory
+    factory: WorldFactory
     recording_id: str
     dict_id: str
     latents: tuple[SteeredLatent, ...]

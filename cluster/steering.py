@@ -13,7 +13,7 @@ from interp.identity import content_id, sha256
 from interp.steering.arms import SteeredLatent, SteeringConfig, arms
 from interp.steering.effects import ConceptTrials, outcome_names
 from interp.steering.trials import play_arms
-from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.world import WorldFactory
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SteerBlock:
     """Task: outcomes of every arm of one concept on some seeds, the unedited rollout first."""
 
     policy_id: str
-    factory: MettagridFactory
+    factory: WorldFactory
     latent: SteeredLatent
     config: SteeringConfig
     seed: int
@@ -76,7 +76,7 @@ class SteerBlock:
 
 def steering_blocks(
     policy_id: str,
-    factory: MettagridFactory,
+    factory: WorldFactory,
     latents: Sequence[SteeredLatent],
     config: SteeringConfig,
     *,
@@ -127,7 +127,7 @@ def assemble(
 
 def effects_question(
     policy_id: str,
-    factory: MettagridFactory,
+    factory: WorldFactory,
     concepts_id: str,
     latents: Sequence[SteeredLatent],
     config: SteeringConfig,

@@ -12,7 +12,7 @@ import torch
 from cluster import policies
 from cluster.store import Store
 from interp.policies.token_lstm import TokenLstmPolicy
-from interp.worlds.mettagrid import MettagridFactory, MettagridWorld
+from interp.worlds.world import World, WorldFactory
 
 Result_co = TypeVar("Result_co", covariant=True)
 
@@ -29,7 +29,7 @@ class Studio:
     def _policy(self, policy_id: str) -> TokenLstmPolicy:
         return policies.load(self.store, policy_id)
 
-    def _world(self, factory: MettagridFactory, num_worlds: int) -> MettagridWorld:
+    def _world(self, factory: WorldFactory, num_worlds: int) -> World:
         return factory(num_worlds)
 
     def run(self, task: "Task[Result_co]") -> Result_co:

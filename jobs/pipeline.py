@@ -36,6 +36,7 @@ from interp.steering.arms import SteeredLatent
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
 from interp.worlds.labels import LABELS
 from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.world import WorldFactory
 from jobs.progress import Reporter, Stage, SweepNote, TrainingNote
 from jobs.recipes import PIPELINES, PipelineConfig
 from jobs.summary import print_summary
@@ -65,7 +66,7 @@ class _Recorded:
     """A training run, its last checkpoint at play, and the untrained one shown the same observations."""
 
     run: TrainedRun
-    factory: MettagridFactory
+    factory: WorldFactory
     recording: Manifest
     untrained: Manifest
 

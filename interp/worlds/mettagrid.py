@@ -7,7 +7,6 @@ version of mettagrid.
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,42 +22,12 @@ from mettagrid.policy.policy_env_interface import PolicyEnvInterface
 from interp.records import Facts
 from interp.worlds.labels import COMBAT_COUNTERS
 from interp.worlds.presets import PRESETS, load_config
-from interp.worlds.world import WorldSpec
+from interp.worlds.world import TokenVocabulary, WorldSpec
 
 PADDING = 0xFF
 """Location byte of an unused token."""
 GLOBAL = 0xFE
 """Location byte of a token about the world or the agent as such."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenVocabulary:
-    """How to read an observation: N tokens of 3 bytes (location, feature, value).
-
-    The location is row << 4 | column in the agent's window, 0xFE for global facts and 0xFF for padding.
-    """
-
-    window_rows: int
-    window_cols: int
-    num_tokens: int
-    features: Mapping[str, int]
-    """Feature name -> feature byte."""
-    tags: tuple[str, ...]
-    """Meaning of the value of the feature `tag`."""
-    tells_position: bool
-    """Whether agents see how far they are from where they started; the features exist in either case."""
-
-    @classmethod
-    def of(cls, config: MettaGridConfig) -> "TokenVocabulary":
-        interface = PolicyEnvInterface.from_mg_cfg(config)
-        return cls(
-            window_rows=config.game.obs.height,
-            window_cols=config.game.obs.width,
-            num_tokens=config.game.obs.num_tokens,
-            features={feature.name: int(feature.id) for feature in interface.obs_features},
-            tags=tuple(interface.tags),
-            tells_position=config.game.obs.global_obs.local_position,
-        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +71,16 @@ class MettagridFactory:
 
     @cached_property
     def vocabulary(self) -> TokenVocabulary:
-        return TokenVocabulary.of(self.mettagrid_config)
+        obs = self.mettagrid_config.game.obs
+        interface = PolicyEnvInterface.from_mg_cfg(self.mettagrid_config)
+        return TokenVocabulary(
+            window_rows=obs.height,
+            window_cols=obs.width,
+            num_tokens=obs.num_tokens,
+            features={feature.name: int(feature.id) for feature in interface.obs_features},
+            tags=tuple(interface.tags),
+            tells_position=obs.global_obs.local_position,
+        )
 
     @cached_property
     def spec(self) -> WorldSpec:
@@ -118,6 +96,7 @@ class MettagridFactory:
             action_names=tuple(PolicyEnvInterface.from_mg_cfg(self.mettagrid_config).action_names),
             observation_shape=(game.obs.num_tokens, 3),
             observation_dtype="uint8",
+            vocabulary=self.vocabulary,
         )
 
     @property

@@ -3,13 +3,32 @@
 Rows of every batch are ordered world-major: row e * A + a is agent a of world e.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 from interp.records import Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenVocabulary:
+    """How to read an observation made of tokens: N of 3 bytes each (location, feature, value).
+
+    The location is row << 4 | column in the agent's window, 0xFE for global facts and 0xFF for padding.
+    """
+
+    window_rows: int
+    window_cols: int
+    num_tokens: int
+    features: Mapping[str, int]
+    """Feature name -> feature byte."""
+    tags: tuple[str, ...]
+    """Meaning of the value of the feature `tag`."""
+    tells_position: bool
+    """Whether agents see how far they are from where they started; the features exist in either case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +43,8 @@ class WorldSpec:
     observation_shape: tuple[int, ...]
     """Shape of one agent's observation."""
     observation_dtype: str
+    vocabulary: TokenVocabulary | None = None
+    """How to read the observations if they are tokens."""
 
 
 @runtime_checkable
@@ -47,3 +68,21 @@ class World(Protocol):
     def retire(self, world: int) -> Facts | None:
         """Ends the episode of one copy and returns what the simulator knew, if that was asked for at its reset."""
         ...
+
+
+@runtime_checkable
+class WorldFactory(Protocol):
+    """Makes batches of one world: a small hashable value that travels to every actor."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> WorldSpec: ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON-able, and all that decides the world: ids of recordings are hashes of it."""
+        ...
+
+    def __call__(self, num_worlds: int) -> World: ...
