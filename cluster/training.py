@@ -8,6 +8,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -57,17 +58,25 @@ def run_name(config: PpoConfig, factory: MettagridFactory) -> str:
 
 def find_run(store: Store, config: PpoConfig, factory: MettagridFactory) -> TrainedRun | None:
     """The finished run of this config, or None."""
-    key = _run_key(run_id(config, factory))
-    if not store.exists(key):
-        return None
+    identity = run_id(config, factory)
+    return _read_run(store, identity) if store.exists(_run_key(identity)) else None
+
+
+def list_runs(store: Store) -> list[TrainedRun]:
+    """All finished runs of the store."""
+    return [_read_run(store, Path(key).stem) for key in store.list("training")]
+
+
+def _read_run(store: Store, identity: str) -> TrainedRun:
+    key = _run_key(identity)
     record = parse_json(store.get(key), source=key)
+    cards = tuple(policies.read_card(store, policy_id) for policy_id in record["checkpoints"])
+    world = record["world"]["name"]
     return TrainedRun(
-        run_id=run_id(config, factory),
-        name=run_name(config, factory),
-        world=factory.name,
-        checkpoints=tuple(
-            policies.read_card(store, policy_id) for policy_id in record["checkpoints"]
-        ),
+        run_id=identity,
+        name=f"{world}-s{record['config']['seed']}",
+        world=world,
+        checkpoints=cards,
     )
 
 

@@ -130,7 +130,7 @@ def _wandb(text: str, path: str) -> WandbRun | WandbArtifact:
     match folders, aliased:
         case ["run"], None:
             return WandbArtifact(_entity(text), LEGACY_PROJECT, last, "latest")
-        case ["run"], _:
+        case ["run"], re.Match():
             return WandbArtifact(_entity(text), LEGACY_PROJECT, *aliased.groups())
         case [entity, project], None if re.fullmatch(_NAME, last):
             return WandbRun(entity, project, last)
