@@ -82,8 +82,12 @@ class MettagridFactory:
             tells_position=obs.global_obs.local_position,
         )
 
-    @cached_property
+    @property
     def spec(self) -> WorldSpec:
+        return self._spec  # to a type checker, a cached_property is not the property of a protocol
+
+    @cached_property
+    def _spec(self) -> WorldSpec:
         game = self.mettagrid_config.game
         if game.max_steps <= 0:
             raise ValueError(
