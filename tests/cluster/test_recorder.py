@@ -157,7 +157,7 @@ def test_bad_requests_are_refused_before_work(store: Store) -> None:
     with pytest.raises(ValueError, match=r"site 'lstm.z' not in policy"):
         plan_recording(store, policy_id, FACTORY, RecordingConfig(sites=("lstm.z",)))
     with pytest.raises(ValueError, match="explorations"):
-        RecordingConfig(labels=("explorations",))
+        plan_recording(store, policy_id, FACTORY, RecordingConfig(labels=("explorations",)))
     with pytest.raises(ValueError, match="num_episodes 0"):
         RecordingConfig(num_episodes=0)
     with pytest.raises(FileNotFoundError, match="r-0000"):
