@@ -1,7 +1,7 @@
 """What is known of a gymnasium task besides its observations: hidden variables, and labels that are ranges of them.
 
-A variable has a value at every state t, the one before action t; `reward` and `action` are those of the step that led to
-the state (0 and -1 at the first). A label reads its variable in the state before action t, or in the one after it.
+A variable has a value at every state t, the one before action t; `reward` and `action` are those of the step that led
+to the state (0 and -1 at the first). A label reads its variable in the state before action t, or in the one after it.
 
 CartPole         cart_position, cart_velocity, pole_angle, pole_velocity: the whole state, whatever a mask hides
 MiniGrid         agent_row, agent_col, agent_direction (0 east, 1 south, 2 west, 3 north), carrying
@@ -308,10 +308,7 @@ def _observed(limits_D2: Float32[np.ndarray, "D 2"]) -> Task:
     """A task of which only the observation is known; thresholds are the middles of its bounds, 0 without bounds."""
     if len(limits_D2) > MAX_OBSERVED:
         return Task(read=_ReadObservation(0))
-    bounded_D = (np.abs(limits_D2) < 1e30).all(
-        1
-    )  # spaces say "unbounded" by infinity or by the largest float32
-    middle_D = np.where(bounded_D, np.where(bounded_D[:, None], limits_D2, 0).mean(1), 0)
+    thresholds = [_middle(low, high) for low, high in limits_D2.astype(np.float64).tolist()]
     return Task(
         read=_ReadObservation(len(limits_D2)),
         labels=tuple(
@@ -322,6 +319,12 @@ def _observed(limits_D2: Float32[np.ndarray, "D 2"]) -> Task:
                 variable=f"observation_{i}",
                 at_least=middle,
             )
-            for i, middle in enumerate(middle_D.astype(np.float64).tolist())
+            for i, middle in enumerate(thresholds)
         ),
     )
+
+
+def _middle(low: float, high: float) -> float:
+    """Of an entry's bounds; spaces say "unbounded" by infinity or by the largest float32."""
+    is_bounded = max(abs(low), abs(high)) < 1e30
+    return (low + high) / 2 if is_bounded else 0.0
