@@ -18,7 +18,7 @@ from cluster.recordings import Plan
 from cluster.scoring import read_tracks
 from cluster.store import Corrupt, Store
 from cluster.studio import Studio
-from interp.policies.bundle import PolicyBundle
+from interp.policies.bundle import PolicyBundle, StoredPolicy
 from interp.policies.ppo import architecture_for
 from interp.policies.token_lstm import TokenLstmPolicy
 from interp.recording import activations
@@ -171,7 +171,7 @@ class _DeadlyStudio(Studio):
         super().__init__(store)
         self._scar = scar
 
-    def _policy(self, policy_id: str) -> TokenLstmPolicy:
+    def _policy(self, policy_id: str) -> StoredPolicy:
         if not self._scar.exists():
             self._scar.touch()
             time.sleep(0.2)
