@@ -2,8 +2,7 @@
 
 from cluster.store import Corrupt, Store
 from interp.identity import canonical_json, parse_json
-from interp.policies.bundle import PolicyBundle, PolicyCard
-from interp.policies.token_lstm import TokenLstmPolicy
+from interp.policies.bundle import PolicyBundle, PolicyCard, StoredPolicy
 
 
 def save(
@@ -48,7 +47,7 @@ def list_cards(store: Store) -> list[PolicyCard]:
     return [read_card(store, key.split("/")[1]) for key in keys if key.endswith("/card.json")]
 
 
-def load(store: Store, policy_id: str) -> TokenLstmPolicy:
+def load(store: Store, policy_id: str) -> StoredPolicy:
     """The policy, after checking that its weights are the ones that its id names."""
     read_card(store, policy_id)
     folder = f"policies/{policy_id}"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from cluster import recordings
 from cluster.results import Kind, read_table
 from cluster.store import Store
 from interp.concepts.windows import window_from_json
 from interp.identity import canonical_json, parse_json
 from interp.report.document import Report, figures, render
 from interp.study import Study
-from interp.worlds.labels import LABELS
 
 REPORT = "report.html"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -55,7 +55,13 @@ def report_of(store: Store, study: Study) -> Report:
             window_from_json(text)
             for text in (windows.column("window").to_pylist() if study.windows else ())
         ),
-        label_definitions={name: label.definition for name, label in LABELS.items()},
+        label_definitions={
+            name: definition
+            for entry in study.recordings
+            for name, definition in recordings.open_manifest(store, entry.recording_id)
+            .plan.config["labels"]
+            .items()
+        },
     )
 
 

@@ -34,8 +34,7 @@ from cluster.training import TrainedRun
 from interp.dictionaries.training import SaeConfig
 from interp.steering.arms import SteeredLatent
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
-from interp.worlds.labels import LABELS
-from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.catalogue import load_world
 from interp.worlds.world import WorldFactory
 from jobs.progress import Reporter, Stage, SweepNote, TrainingNote
 from jobs.recipes import PIPELINES, PipelineConfig
@@ -104,7 +103,7 @@ class _Pipeline:
         self.reporter = reporter
         worlds = dict.fromkeys(config.train.worlds)
         self.factories = {
-            factory.name: factory for factory in (MettagridFactory.load(world) for world in worlds)
+            factory.name: factory for factory in (load_world(world) for world in worlds)
         }
 
         self.wall_s = read_times(self.store, config.study)
@@ -308,7 +307,8 @@ class _Pipeline:
                 dict_id=one.dictionary.dict_id,
                 random_init_recording_id=one.recorded.untrained.plan.recording_id,
                 random_init_dict_id=one.untrained.dict_id,
-                labels=config.record.labels,
+                factory=one.recorded.factory,
+                labels=config.record.labels_in(one.recorded.factory),
                 split=config.split,
                 config=config.score,
                 seed=config.seed,
@@ -348,11 +348,16 @@ class _Pipeline:
 
     def _steer(self, scored: list[_Scored]) -> tuple[str, ...]:
         config = self.config
-        behaviours = [name for name in config.record.labels if LABELS[name].kind == "behavioural"]
         questions = []
         for one in scored:
+            factory = one.recorded.factory
+            behaviours = [
+                name
+                for name in config.record.labels_in(factory)
+                if factory.labels[name].kind == "behavioural"
+            ]
             asked = {"seed": config.seed, "labels": behaviours}
-            subject = (one.recorded.policy_id, one.recorded.factory)
+            subject = (one.recorded.policy_id, factory)
             question = effects_question(
                 *subject, one.concepts_id, one.latents, config.steer, **asked
             )
@@ -408,12 +413,14 @@ class _Pipeline:
                 split=self.config.split,
             )
             for one in scored
-            if one.latents
+            if one.latents and one.recorded.factory.spec.has_map
         ]
         with self._stage("show") as stage:
             tables = self.laboratory.answer(tasks, stage.update)
+        without_map = [name for name, factory in self.factories.items() if not factory.spec.has_map]
+        skipped = f"; none of {', '.join(without_map)}, which has no map" if without_map else ""
         self.reporter.done(
-            "show", f"{sum(len(table) for table in tables)} windows of strongest responses"
+            "show", f"{sum(len(table) for table in tables)} windows of strongest responses{skipped}"
         )
         return tuple(task.question.id for task in tasks)
 

@@ -14,7 +14,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from interp.identity import ID_DIGITS, canonical_json, sha256
-from interp.policies.token_lstm import FAMILY, TokenLstmArchitecture, TokenLstmPolicy
+from interp.policies import sb3_recurrent, token_lstm
+from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3RecurrentPolicy
+from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
+
+StoredPolicy = TokenLstmPolicy | Sb3RecurrentPolicy
+"""Policies of every family that a bundle can hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +47,9 @@ class PolicyBundle:
 
     @classmethod
     def of(
-        cls, architecture: TokenLstmArchitecture, weights: Mapping[str, Tensor]
+        cls,
+        architecture: TokenLstmArchitecture | Sb3RecurrentArchitecture,
+        weights: Mapping[str, Tensor],
     ) -> "PolicyBundle":
         return cls(
             architecture=architecture.to_json(),
@@ -54,18 +61,13 @@ class PolicyBundle:
         digest = sha256(canonical_json(self.architecture) + sha256(self.weights).encode())
         return f"p-{digest[:ID_DIGITS]}"
 
-    def open(self) -> TokenLstmPolicy:
+    def open(self) -> StoredPolicy:
         """The policy, ready to play.
 
         Raises:
             ValueError: unknown family, or tensors that are missing, unknown, of the wrong shape or not finite.
         """
-        family = self.architecture.get("family")
-        if family != FAMILY:
-            raise ValueError(
-                f"policy {self.policy_id}: architecture family {family!r}; known: {FAMILY!r}"
-            )
-        architecture = TokenLstmArchitecture.from_json(self.architecture)
+        policy = self._untrained()
         try:
             weights = load(self.weights)
         except SafetensorError as error:
@@ -73,11 +75,23 @@ class PolicyBundle:
         for name, tensor in weights.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"policy {self.policy_id}: tensor {name} holds NaN or infinity")
-        policy = TokenLstmPolicy(architecture)
         try:
             policy.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"policy {self.policy_id}: {error}") from error
         policy.requires_grad_(False)
-        policy.refresh()
+        if isinstance(policy, TokenLstmPolicy):
+            policy.refresh()
         return policy
+
+    def _untrained(self) -> StoredPolicy:
+        match self.architecture.get("family"):
+            case token_lstm.FAMILY:
+                return TokenLstmPolicy(TokenLstmArchitecture.from_json(self.architecture))
+            case sb3_recurrent.FAMILY:
+                return Sb3RecurrentPolicy(Sb3RecurrentArchitecture.from_json(self.architecture))
+            case family:
+                raise ValueError(
+                    f"policy {self.policy_id}: architecture family {family!r}; "
+                    f"known: {token_lstm.FAMILY!r}, {sb3_recurrent.FAMILY!r}"
+                )

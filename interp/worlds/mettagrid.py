@@ -7,6 +7,7 @@ version of mettagrid.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from mettagrid.mettagrid_c import MettaGrid
 from mettagrid.policy.policy_env_interface import PolicyEnvInterface
 
 from interp.records import Facts
-from interp.worlds.labels import COMBAT_COUNTERS
+from interp.worlds.labels import COMBAT_COUNTERS, LABELS, Label
 from interp.worlds.presets import PRESETS, load_config
 from interp.worlds.world import TokenVocabulary, WorldSpec
 
@@ -84,7 +85,9 @@ class MettagridFactory:
 
     @property
     def spec(self) -> WorldSpec:
-        return self._spec  # to a type checker, a cached_property is not the property of a protocol
+        return (
+            self._spec
+        )  # a protocol's property is not met by a cached_property, says the type checker
 
     @cached_property
     def _spec(self) -> WorldSpec:
@@ -100,8 +103,13 @@ class MettagridFactory:
             action_names=tuple(PolicyEnvInterface.from_mg_cfg(self.mettagrid_config).action_names),
             observation_shape=(game.obs.num_tokens, 3),
             observation_dtype="uint8",
+            has_map=True,
             vocabulary=self.vocabulary,
         )
+
+    @property
+    def labels(self) -> Mapping[str, Label]:
+        return LABELS
 
     @property
     def config(self) -> dict[str, Any]:
