@@ -28,13 +28,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
-    """A finished training run."""
+    """A training run, whether it took place here or elsewhere."""
 
     run_id: str
     name: str
     world: str
     checkpoints: tuple[PolicyCard, ...]
-    """From step 0 to the last, ascending."""
+    """Ascending; of a run that was trained here from step 0."""
+
+    @property
+    def untrained(self) -> PolicyCard | None:
+        """The checkpoint before training, if the run has it."""
+        return self.checkpoints[0] if self.checkpoints[0].step == 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

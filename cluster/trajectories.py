@@ -5,16 +5,23 @@ in the store as policies.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from cluster import training
+from cluster import policies, training
 from cluster.store import Store
-from cluster.uris import LocalPath, S3Address, WandbArtifact, ZooRun
+from cluster.training import TrainedRun
+from cluster.uris import LocalPath, S3Address, WandbArtifact, WandbRun, ZooRun, parse_uri
+from interp.identity import content_id
+from interp.policies.bundle import PolicyBundle, PolicyCard
+from interp.policies.formats.reading import read_policy_file
+from interp.policies.policy_file import PolicyFile
+from interp.policies.recognition import recognise
 
 CHOICES = """\
   all        every checkpoint
@@ -23,6 +30,8 @@ CHOICES = """\
   A:B        those from step A to step B; either may be left out"""
 BUNDLE_FILES = ("weights.safetensors", "policy_spec.json", "architecture.json", "cogames.toml")
 """A folder that holds one of these is one checkpoint; any other folder holds many."""
+STEP_KEYS = ("step", "agent_step", "epoch")
+"""What files and artifacts call the length of the training behind a checkpoint, best first."""
 SUFFIXES = (".pt", ".pth", ".safetensors", ".mpt", ".zip")
 Item = TypeVar("Item")
 
@@ -162,4 +171,122 @@ def list_zoo(store: Store, uri: str, run: ZooRun) -> Trajectory:
             Checkpoint(label=card.policy_id, order=card.step, place=card.policy_id)
             for card in found[0].checkpoints
         ),
+    )
+
+
+def list_checkpoints(store: Store, uri: str) -> Trajectory:
+    """What a URI names, in the order of training; nothing is opened.
+
+    Raises:
+        ValueError: a URI of no accepted form.
+        FileNotFoundError: nothing there.
+    """
+    match parse_uri(uri):
+        case ZooRun() as run:
+            return list_zoo(store, uri, run)
+        case LocalPath(path):
+            return list_local(uri, path)
+        case S3Address() | WandbRun() | WandbArtifact() as place:
+            raise ValueError(f"policy {uri}: {place}")
+
+
+@contextmanager
+def fetched(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The checkpoint as a file or folder of this machine."""
+    match checkpoint.place:
+        case LocalPath(path):
+            yield path
+        case place:
+            raise ValueError(f"{place}")
+
+
+def open_run(
+    store: Store,
+    uri: str,
+    *,
+    choice: str = "all",
+    name: str | None = None,
+    world: str | None = None,
+    note: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
+) -> TrainedRun:
+    """Fetches the chosen checkpoints and keeps them as policies of the store.
+
+    Runs of equal checkpoints under one name are one run, wherever they came from.
+
+    Args:
+        choice: See `CHOICES`.
+        name: What to call the run; by default as its source does.
+        world: World to play in; by default the one that the policy says it was trained in.
+        note: Called with (done, total, what was done last).
+
+    Raises:
+        ValueError: nothing known has such tensors, no world is named, or a choice that is none.
+        FileNotFoundError: nothing there.
+    """
+    trajectory = list_checkpoints(store, uri)
+    listed = trajectory.checkpoints
+    chosen = choose(listed, [one.order for one in listed], choice)
+    name = name or trajectory.name
+    if all(isinstance(one.place, str) for one in chosen):
+        cards = [policies.read_card(store, str(one.place)) for one in chosen]
+        return _run(name, world or cards[0].world, cards)
+    opened: dict[int, tuple[Checkpoint, PolicyFile, PolicyBundle]] = {}
+    for number, checkpoint in enumerate(chosen):
+        with fetched(checkpoint) as path:
+            file = read_policy_file(path)
+        # of two with one step the later listed stands, as the higher version of an artifact
+        opened[_step(checkpoint, file)] = (checkpoint, file, recognise(file))
+        note(number + 1, len(chosen), checkpoint.label)
+    identity = _identity(name, [opened[step][2].policy_id for step in sorted(opened)])
+    cards = []
+    for step, (checkpoint, file, bundle) in sorted(opened.items()):
+        card = policies.save(
+            store,
+            bundle,
+            name=name,
+            run=identity,
+            step=step,
+            world=world or _world_of(uri, checkpoint, file),
+            source={
+                "uri": uri,
+                "label": checkpoint.label,
+                "format": file.format,
+                "sha256": file.sha256,
+                "metadata": {**checkpoint.metadata, **file.metadata},
+                "run": trajectory.about,
+            },
+        )
+        cards.append(card)
+    return _run(name, cards[-1].world, cards)
+
+
+def _run(name: str, world: str, cards: Sequence[PolicyCard]) -> TrainedRun:
+    return TrainedRun(
+        run_id=_identity(name, [card.policy_id for card in cards]),
+        name=name,
+        world=world,
+        checkpoints=tuple(cards),
+    )
+
+
+def _identity(name: str, policy_ids: Sequence[str]) -> str:
+    """Equal checkpoints under one name are one run, wherever they came from."""
+    return content_id("t", {"name": name, "policies": list(policy_ids)})
+
+
+def _step(checkpoint: Checkpoint, file: PolicyFile) -> int:
+    """Training steps: as the file says, else as its source says, else the last number in its name."""
+    for said in (file.metadata, checkpoint.metadata):
+        for key in STEP_KEYS:
+            if isinstance(said.get(key), int):
+                return said[key]
+    return checkpoint.order
+
+
+def _world_of(uri: str, checkpoint: Checkpoint, file: PolicyFile) -> str:
+    for said in (file.metadata, checkpoint.metadata):
+        if isinstance(said.get("world"), str):
+            return said["world"]
+    raise ValueError(
+        f"policy {uri}: {checkpoint.label} does not say which world it was trained in; give one with --world"
     )

@@ -5,7 +5,7 @@ No code is ever read from a bundle: the architecture's family chooses one of the
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ class PolicyCard:
     num_parameters: int
     sites: Mapping[str, int]
     """Site -> width of every activation that can be recorded or edited."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Where it came from, if it was not trained here: its address, format, sha256 and what was said of it there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,7 @@ class PolicyBundle:
         Raises:
             ValueError: unknown family, or tensors that are missing, unknown, of the wrong shape or not finite.
         """
-        policy = self._untrained()
+        policy = self._network()
         try:
             weights = load(self.weights)
         except SafetensorError as error:
@@ -84,7 +86,17 @@ class PolicyBundle:
             policy.refresh()
         return policy
 
-    def _untrained(self) -> StoredPolicy:
+    def untrained(self, seed: int) -> "PolicyBundle":
+        """The same network with fresh weights, the same for the same seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            weights = self._network().state_dict()
+        return PolicyBundle(
+            architecture=self.architecture,
+            weights=save({name: tensor.contiguous() for name, tensor in weights.items()}),
+        )
+
+    def _network(self) -> StoredPolicy:
         match self.architecture.get("family"):
             case token_lstm.FAMILY:
                 return TokenLstmPolicy(TokenLstmArchitecture.from_json(self.architecture))

@@ -18,7 +18,7 @@ from interp.steering.arms import SteeringConfig
 from interp.study import Study
 from jobs.pipeline import run
 from jobs.progress import Reporter
-from jobs.recipes import PipelineConfig, SweepConfig, TrainDemoConfig
+from jobs.recipes import DemoPipelineConfig, SweepConfig, TrainDemoConfig
 
 pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -32,9 +32,9 @@ EFFECT_COLUMNS = (
 ).split()
 
 
-def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> PipelineConfig:
+def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> DemoPipelineConfig:
     """Every stage, as small as its statistics allow; lenient limits, so that an untrained policy has concepts."""
-    return PipelineConfig(
+    return DemoPipelineConfig(
         store=str(store),
         study="tiny",
         actors=actors,
@@ -54,14 +54,14 @@ def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> PipelineConfig:
     )
 
 
-def run_quietly(config: PipelineConfig) -> Study:
+def run_quietly(config: DemoPipelineConfig) -> Study:
     return run(config, Reporter(Console(quiet=True)))
 
 
 @pytest.fixture(scope="module")
 def finished(
     tmp_path_factory: pytest.TempPathFactory, ray_session: None
-) -> tuple[PipelineConfig, Study]:
+) -> tuple[DemoPipelineConfig, Study]:
     config = tiny(tmp_path_factory.mktemp("two") / "store", actors=2, worlds_per_actor=16)
     return config, run_quietly(config)
 
@@ -79,7 +79,7 @@ def tables(store: Store) -> dict[str, bytes]:
     return {key: store.get(key) for folder in folders for key in store.list(folder)}
 
 
-def test_the_study_says_what_it_is_made_of(finished: tuple[PipelineConfig, Study]) -> None:
+def test_the_study_says_what_it_is_made_of(finished: tuple[DemoPipelineConfig, Study]) -> None:
     config, study = finished
     store = Store.open(config.store)
     written = json.loads(store.get("studies/tiny/study.json"))
@@ -107,7 +107,7 @@ def test_the_study_says_what_it_is_made_of(finished: tuple[PipelineConfig, Study
 
 
 def test_tables_have_the_columns_that_readers_rely_on(
-    finished: tuple[PipelineConfig, Study],
+    finished: tuple[DemoPipelineConfig, Study],
 ) -> None:
     config, study = finished
     store = Store.open(config.store)
@@ -121,7 +121,7 @@ def test_tables_have_the_columns_that_readers_rely_on(
     assert all(row["difference"] == 0 and row["lo"] == 0 and row["hi"] == 0 for row in no_op)
 
 
-def test_the_report_is_one_file(finished: tuple[PipelineConfig, Study]) -> None:
+def test_the_report_is_one_file(finished: tuple[DemoPipelineConfig, Study]) -> None:
     config, study = finished
     html = Store.open(config.store).get("studies/tiny/report.html").decode()
     assert study.policies[-1].policy_id in html
@@ -129,7 +129,7 @@ def test_the_report_is_one_file(finished: tuple[PipelineConfig, Study]) -> None:
 
 
 def test_one_actor_and_other_batches_give_the_same_bytes(
-    finished: tuple[PipelineConfig, Study], tmp_path: Path
+    finished: tuple[DemoPipelineConfig, Study], tmp_path: Path
 ) -> None:
     config, study = finished
     other = tiny(tmp_path / "store", actors=1, worlds_per_actor=5)
@@ -141,7 +141,7 @@ def test_one_actor_and_other_batches_give_the_same_bytes(
 
 
 def test_a_second_run_finds_everything(
-    finished: tuple[PipelineConfig, Study], monkeypatch: pytest.MonkeyPatch
+    finished: tuple[DemoPipelineConfig, Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, study = finished
 
@@ -153,7 +153,7 @@ def test_a_second_run_finds_everything(
 
 
 def test_a_lost_table_is_made_again_and_nothing_else(
-    finished: tuple[PipelineConfig, Study],
+    finished: tuple[DemoPipelineConfig, Study],
 ) -> None:
     config, study = finished
     store = Store.open(config.store)
