@@ -1,4 +1,4 @@
-"""How much a policy file may claim. Every claim is compared with these, or with the file's own size, before memory is."""
+"""How much a policy file may claim: compared with these, or with the file's own size, before memory is spent."""
 
 MIB = 1 << 20
 

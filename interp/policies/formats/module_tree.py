@@ -4,8 +4,8 @@ A state_dict is a dict of tensors; a checkpoint holds one under a name such as "
 record holds a whole module, which knows its tensors as state_dict() would list them, classes and settings besides.
 """
 
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from interp.policies.formats.contents import Contents
@@ -32,7 +32,7 @@ _INTERFACE = (
 """Settings of some module that say how the policy is connected to its world."""
 _BOOKKEEPING = {
     *("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
-    *("_is_full_backward_hook", "_version", "call_super_init", "dump_patches"),
+    *("_is_full_backward_hook", "_version"),
 }
 
 
@@ -43,101 +43,151 @@ def read_contents(file: TorchFile) -> Contents:
         ValueError: no tensors in it, a name that is repeated or not printable, or too much of everything.
     """
     visits = Visits()
-    modules = dict(_root_modules(file.root, visits))
+    modules = _root_modules(file.root, visits)
     if modules:
         return _module_contents(file, modules, visits)
-    return _state_dict_contents(file, visits)
+    return _tensor_contents(file, visits)
 
 
 def scalars(root: Any) -> dict[str, Any]:  # noqa: ANN401 - what was saved
-    """The plain fields of a saved dict, for instance epoch and agent_step of a trainer's state."""
-    return plain_fields(root, Visits()) if isinstance(root, dict) else {}
+    """The numbers, texts and flags of a saved dict, for instance epoch and agent_step of a trainer's state."""
+    if not isinstance(root, dict):
+        return {}
+    single = {
+        key: value for key, value in root.items() if isinstance(value, (bool, int, float, str))
+    }
+    return plain_fields(single, Visits())
 
 
-def _state_dict_contents(file: TorchFile, visits: Visits) -> Contents:
+def _tensor_contents(file: TorchFile, visits: Visits) -> Contents:
+    """Of a state_dict, or of containers with tensors anywhere in them."""
     claims: dict[str, TensorClaim] = {}
-    _collect_claims(file.root, "", claims, visits, ())
+    _collect_tensors(file.root, "", claims, visits, ())
     if not claims:
         raise ValueError(
             f"holds a {_kind(file.root)} without tensors, wanted a state_dict or a module; "
             "save policy.state_dict()"
         )
     if not isinstance(file.root, dict):
-        metadata = _record_metadata(file.root, visits)
         return Contents(
-            format="record", tensors=materialise(claims, file.storages), metadata=metadata
+            format="checkpoint",
+            tensors=materialise(claims, file.storages),
+            metadata=_record_metadata(file.root, visits),
         )
     # What holds tensors is no metadata, whatever numbers it has beside them.
-    holding = {name.partition(".")[0] for name in claims}
+    holding = Counter(name.partition(".")[0] for name in claims)
     metadata = _record_metadata(
         {key: value for key, value in file.root.items() if str(key) not in holding}, visits
     )
     nested = [
-        key
-        for key in STATE_DICT_KEYS
-        if isinstance(file.root.get(key), dict)
-        and any(name.startswith(f"{key}.") for name in claims)
+        key for key in STATE_DICT_KEYS if key in holding and isinstance(file.root.get(key), dict)
     ]
-    if not nested:
-        format_name = "state-dict" if all(name in file.root for name in claims) else "checkpoint"
-        return Contents(
-            format=format_name, tensors=materialise(claims, file.storages), metadata=metadata
-        )
     if len(nested) > 1:
         raise ValueError(
-            f"state dicts under {nested}, wanted one; save the policy's alone under 'model_state_dict'"
+            f"holds state dicts under {nested}, wanted one; save the policy's under 'model_state_dict' alone"
         )
-    policy = f"{nested[0]}."
-    left_out: dict[str, int] = {}
-    for name in claims:
-        if not name.startswith(policy):
-            top = name.partition(".")[0]
-            left_out[top] = left_out.get(top, 0) + 1
-    if left_out:
-        metadata["left_out"] = left_out
-    own = {
-        name.removeprefix(policy): claim
-        for name, claim in claims.items()
-        if name.startswith(policy)
-    }
-    return Contents(format="checkpoint", tensors=materialise(own, file.storages), metadata=metadata)
+    if nested:
+        policy = f"{nested[0]}."
+        others = {key: count for key, count in holding.items() if key != nested[0]}
+        if others:
+            metadata["left_out"] = others
+        claims = {
+            name.removeprefix(policy): claim
+            for name, claim in claims.items()
+            if name.startswith(policy)
+        }
+    return Contents(
+        format="state-dict" if all(name in file.root for name in claims) else "checkpoint",
+        tensors=materialise(claims, file.storages),
+        metadata=metadata,
+    )
 
 
-def _module_contents(file: TorchFile, roots: Mapping[str, Stand], visits: Visits) -> Contents:
-    claims: dict[str, TensorClaim] = {}
-    classes: dict[str, str] = {}
-    settings: dict[str, dict[str, Any]] = {}
-    for path, module in roots.items():
-        # Alone, a module is the policy, and its names are those of its own state_dict().
-        start = "" if len(roots) == 1 else path
-        _collect_module(module, start, claims, classes, settings, visits, ())
-    if not claims:
+def _module_contents(
+    file: TorchFile, roots: Iterable[tuple[str, Stand]], visits: Visits
+) -> Contents:
+    """Of a module, or of a record or containers with modules in them."""
+    tree = _ModuleTree(visits)
+    match list(roots):
+        case [(_, module)]:
+            # Alone, a module is the policy, and its names are those of its own state_dict().
+            tree.add(module, "", ())
+        case several:
+            for path, module in several:
+                tree.add(module, path, ())
+    if not tree.claims:
         raise ValueError(
-            f"holds the module {next(iter(roots.values())).of} without any tensor, wanted weights; "
-            "save the module after it was built"
+            "holds modules without any tensor, wanted weights; save the module after it was built"
         )
     metadata = _record_metadata(file.root, visits)
-    if len(roots) == 1:
-        _add_missing(metadata, _lifted(settings.pop("", {})))
-    for found in settings.values():
+    _add_missing(metadata, _lifted(tree.settings.pop("", {})))
+    for found in tree.settings.values():
         _add_missing(metadata, {key: found[key] for key in _INTERFACE if key in found})
     if features := _features(metadata):
         metadata.setdefault("features", features)
     if isinstance(metadata.get("config"), dict) and "components" in metadata["config"]:
         metadata["architecture"] = metadata.pop("config")
-    metadata["attributes"] = settings
-    names = {str(stand.of) for stand in (file.root, *roots.values()) if isinstance(stand, Stand)}
-    formats = [
-        name
-        for key, name in _RECORD_FORMATS.items()
-        if any(key == one.rpartition(".")[2] for one in names)
-    ]
+    metadata["attributes"] = tree.settings
+    known_as = _kind(file.root).rpartition(".")[2]
     return Contents(
-        format=formats[0] if formats else "module",
-        tensors=materialise(claims, file.storages),
-        modules=classes,
+        format=_RECORD_FORMATS.get(known_as, "module"),
+        tensors=materialise(tree.claims, file.storages),
+        modules=tree.classes,
         metadata=metadata,
     )
+
+
+class _ModuleTree:
+    """What the modules tell, by dotted path; a module that is used twice is there twice, as in a state_dict."""
+
+    def __init__(self, visits: Visits) -> None:
+        self._visits = visits
+        self.claims: dict[str, TensorClaim] = {}
+        self.classes: dict[str, str] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
+
+    def add(self, module: Stand, path: str, above: tuple[int, ...]) -> None:
+        self._visits.spend()
+        if id(module) in above or len(above) > MAX_DEPTH:
+            raise ValueError(
+                f"module {path[:80]!r} contains itself or is nested deeper than {MAX_DEPTH}; save a state_dict"
+            )
+        self.classes[path] = checked_name(str(module.of), kind="class")
+        settings = {
+            key: value
+            for key, value in module.attributes.items()
+            if isinstance(key, str) and key not in _BOOKKEEPING and not _is_hook(key)
+        }
+        if own := plain_fields(settings, self._visits):
+            self.settings[path] = own
+        for group in ("_parameters", "_buffers"):
+            for key, value in self._held(module, group, path):
+                if isinstance(value, TensorClaim):
+                    _add_claim(self.claims, _join(path, key), value)
+                elif value is not None:
+                    raise ValueError(
+                        f"module {path!r:.80}: {group} holds a {_kind(value)} where a tensor is wanted; "
+                        "save a state_dict"
+                    )
+        for key, value in self._held(module, "_modules", path):
+            if is_module(value):
+                self.add(value, _join(path, key), (*above, id(module)))
+            elif value is not None:
+                raise ValueError(
+                    f"module {path!r:.80}: _modules holds a {_kind(value)} where a module is wanted; "
+                    "save a state_dict"
+                )
+
+    def _held(self, module: Stand, group: str, path: str) -> list[tuple[Any, Any]]:
+        held = module.attributes.get(group)
+        if held is None:
+            return []
+        if not isinstance(held, dict):
+            raise ValueError(
+                f"module {path!r:.80}: {group} is a {_kind(held)}, wanted a dict; save a state_dict"
+            )
+        self._visits.spend(len(held))
+        return list(held.items())
 
 
 def _root_modules(root: Any, visits: Visits) -> list[tuple[str, Stand]]:  # noqa: ANN401
@@ -149,25 +199,23 @@ def _root_modules(root: Any, visits: Visits) -> list[tuple[str, Stand]]:  # noqa
         path, value, depth = pending.popleft()
         if id(value) in seen or not isinstance(value, (Stand, dict, list, tuple)):
             continue
-        visits.spend()
         seen.add(id(value))
         if depth > MAX_DEPTH:
             raise ValueError(f"{path[:80]!r}...: nested deeper than {MAX_DEPTH}; save a state_dict")
-        if is_module(value):
+        if isinstance(value, Stand) and is_module(value):
             found.append((path, value))
-        elif not (isinstance(value, Stand) and value.of.module.startswith("omegaconf.")):
+        else:
             pending += [(_join(path, key), one, depth + 1) for key, one in _members(value, visits)]
     return found
 
 
-def _collect_claims(
+def _collect_tensors(
     value: Any,  # noqa: ANN401 - any inert value
     path: str,
     claims: dict[str, TensorClaim],
     visits: Visits,
     above: tuple[int, ...],
 ) -> None:
-    visits.spend()
     if isinstance(value, TensorClaim):
         _add_claim(claims, path, value)
     elif isinstance(value, (Stand, dict, list, tuple)) and id(value) not in above:
@@ -176,111 +224,23 @@ def _collect_claims(
                 f"{path[:80]!r}...: nested deeper than {MAX_DEPTH}; save a flat state_dict"
             )
         for key, one in _members(value, visits):
-            _collect_claims(one, _join(path, key), claims, visits, (*above, id(value)))
-
-
-def _collect_module(
-    module: Stand,
-    path: str,
-    claims: dict[str, TensorClaim],
-    classes: dict[str, str],
-    settings: dict[str, dict[str, Any]],
-    visits: Visits,
-    above: tuple[int, ...],
-) -> None:
-    visits.spend()
-    if id(module) in above or len(above) > MAX_DEPTH:
-        raise ValueError(
-            f"module {path[:80]!r} contains itself or is nested deeper than {MAX_DEPTH}; save a state_dict"
-        )
-    classes[path] = checked_name(str(module.of), kind="class")
-    own = plain_fields(
-        {
-            key: value
-            for key, value in module.attributes.items()
-            if key not in _BOOKKEEPING and not (isinstance(key, str) and _is_hook(key))
-        },
-        visits,
-    )
-    if own:
-        settings[path] = own
-    for group in ("_parameters", "_buffers"):
-        held = module.attributes.get(group) or {}
-        if not isinstance(held, dict):
-            raise ValueError(f"module {path!r:.80}: {group} is a {_kind(held)}, wanted a dict")
-        for key, value in held.items():
-            if isinstance(value, TensorClaim):
-                _add_claim(claims, _join(path, key), value)
-            elif value is not None:
-                raise ValueError(
-                    f"module {path!r:.80}: {group}[{str(key)!r:.40}] is a {_kind(value)}, wanted a tensor"
-                )
-    for key, value in module.attributes["_modules"].items():
-        if is_module(value):
-            _collect_module(
-                value, _join(path, key), claims, classes, settings, visits, (*above, id(module))
-            )
-        elif value is not None:
-            raise ValueError(
-                f"module {path!r:.80}: its part {str(key)!r:.40} is a {_kind(value)}, wanted a module"
-            )
-
-
-def _record_metadata(root: Any, visits: Visits) -> dict[str, Any]:  # noqa: ANN401
-    match root:
-        case Stand() if is_module(root):
-            return {"class": str(root.of)}
-        case Stand():
-            fields = {**plain_fields(root.attributes, visits), **plain_fields(root.entries, visits)}
-            return {"class": str(root.of), **_lifted(fields)}
-        case dict():
-            return _lifted(plain_fields(root, visits))
-    return {}
-
-
-def _lifted(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields without a leading underscore; those of metadata and agent_attributes become fields of the whole."""
-    whole = {key.lstrip("_") or key: value for key, value in fields.items()}
-    for holder in _HOLDERS:
-        held = whole.get(holder)
-        if isinstance(held, dict):
-            del whole[holder]
-            _add_missing(whole, held)
-    return whole
-
-
-def _add_missing(fields: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for key, value in more.items():
-        fields.setdefault(key, value)
-
-
-def _features(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name -> id and normalisation of the observation features, from whichever maps the record has."""
-    ids: dict[str, Any] = {}
-    match metadata.get("original_feature_mapping"), metadata.get("feature_id_to_name"):
-        case dict() as by_name, _:
-            ids = by_name
-        case _, dict() as by_id:
-            ids = {str(name): int(key) for key, name in by_id.items() if key.isdecimal()}
-    scales = metadata.get("feature_normalizations")
-    scales = scales if isinstance(scales, dict) else {}
-    return {
-        name: {"id": key, "normalization": scales.get(str(key))}
-        for name, key in sorted(ids.items(), key=lambda item: str(item[1]).zfill(6))
-    }
+            _collect_tensors(one, _join(path, key), claims, visits, (*above, id(value)))
 
 
 def _members(
     value: Stand | dict[Any, Any] | list[Any] | tuple[Any, ...], visits: Visits
 ) -> list[tuple[Any, Any]]:
     match value:
+        case Stand(of=of) if of.module.startswith("omegaconf."):
+            # Settings, each of which knows its parents.
+            members = []
         case Stand():
             members = [*value.attributes.items(), *value.entries.items(), *enumerate(value.items)]
         case dict():
             members = list(value.items())
         case _:
             members = list(enumerate(value))
-    visits.spend(len(members))
+    visits.spend(1 + len(members))
     return members
 
 
@@ -295,6 +255,56 @@ def _add_claim(claims: dict[str, TensorClaim], name: str, claim: TensorClaim) ->
     claims[name] = claim
     if len(claims) > MAX_TENSORS:
         raise ValueError(f"more than {MAX_TENSORS} tensors; save the policy alone")
+
+
+def _record_metadata(root: Any, visits: Visits) -> dict[str, Any]:  # noqa: ANN401
+    match root:
+        case Stand() if is_module(root):
+            return {"class": str(root.of)}
+        case Stand():
+            fields = {**plain_fields(root.attributes, visits), **plain_fields(root.entries, visits)}
+            return {"class": str(root.of), **_lifted(fields)}
+        case dict():
+            return _lifted(plain_fields(root, visits))
+    return {}
+
+
+def _lifted(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields without a leading underscore; those of metadata and agent_attributes become fields of the whole."""
+    whole = {key.lstrip("_") or key: value for key, value in fields.items()}
+    for holder in _HOLDERS:
+        if isinstance(held := whole.get(holder), dict):
+            del whole[holder]
+            _add_missing(whole, held)
+    return whole
+
+
+def _add_missing(fields: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        fields.setdefault(key, value)
+
+
+def _features(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> id and normalisation of the observation features, by id, from whichever maps the record has."""
+    match metadata.get("original_feature_mapping"), metadata.get("feature_id_to_name"):
+        case dict() as by_name, _:
+            ids = {name: key for name, key in by_name.items() if isinstance(key, int)}
+        case _, dict() as by_id:
+            ids = {
+                name: int(key)
+                for key, name in by_id.items()
+                if isinstance(name, str) and key.isascii() and key.isdecimal()
+            }
+        case _:
+            return {}
+    scales = metadata.get("feature_normalizations")
+    return {
+        name: {
+            "id": ids[name],
+            "normalization": scales.get(str(ids[name])) if isinstance(scales, dict) else None,
+        }
+        for name in sorted(ids, key=lambda name: (ids[name], name))
+    }
 
 
 def _join(path: str, key: Any) -> str:  # noqa: ANN401 - a key of a dict, or an index

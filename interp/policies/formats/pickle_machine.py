@@ -329,6 +329,10 @@ class _Machine:
             raise _Refusal(f"calls {of} with a {_kind(args)}, wanted a tuple")
         rebuild = self._rebuild.get(f"{of.module}.{of.name}")
         if rebuild is None:
+            if of.module == "torch._utils" and of.name.startswith("_rebuild"):
+                raise _Refusal(
+                    f"holds a tensor of a kind that is not read ({of}), wanted a dense one; convert it"
+                )
             if not _may_be_called(of):
                 raise _Refusal(
                     f"asks to call {of}, which no policy needs: nothing was run, and the file may be an attack"

@@ -1,5 +1,6 @@
-"""A safetensors file: 8 bytes of header length, a JSON header, and the numbers. The header is checked before the library
-sees it: every tensor has its own bytes, all of them are there, and no byte is left over.
+"""A safetensors file: 8 bytes of header length, a JSON header, and the numbers.
+
+The header is checked before the library sees it: every tensor has its own bytes, all are there, none is left over.
 """
 
 import math

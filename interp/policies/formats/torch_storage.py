@@ -1,4 +1,4 @@
-"""Tensors of a torch file: what the pickle says of each, checked against the bytes that are there, before either is made.
+"""Tensors of a torch file: what the pickle says of each, checked against the bytes that are there before one is made.
 
 A tensor in such a file is a view (offset, shape, strides) of a storage. A stride of 0 lets 4 bytes pass for 64 GiB, and
 torch itself accepts that; so a view is a `TensorClaim` until all claims of the file are known.
