@@ -38,6 +38,7 @@ from interp.policies.bundle import PolicyCard
 from interp.steering.arms import SteeredLatent
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
 from interp.worlds.catalogue import load_world
+from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.world import WorldFactory
 from jobs.progress import Reporter, Stage, SweepNote, TrainingNote
 from jobs.recipes import (
@@ -205,7 +206,8 @@ class _Pipeline:
         }
 
     def _train(self, config: TrainDemoConfig) -> list[TrainedRun]:
-        self.factories = _by_name(load_world(world) for world in dict.fromkeys(config.worlds))
+        worlds = dict.fromkeys(config.worlds)
+        self.factories = _by_name(MettagridFactory.load(world) for world in worlds)
         with self._stage("train") as stage:
             runs = self.laboratory.train(config.runs, TrainingNote(stage))
         self.reporter.done(
