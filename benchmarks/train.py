@@ -55,10 +55,10 @@ def train_ours(config: Config, factory: MettagridFactory) -> tuple[float, int]:
 def train_sb3(config: Config, factory: MettagridFactory) -> tuple[float, int]:
     """The same of sb3-contrib's RecurrentPPO, with the world as its VecEnv: one row per agent."""
     import gymnasium
-    from sb3_contrib import RecurrentPPO  # pyright: ignore[reportMissingImports]
-    from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
-    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor  # pyright: ignore[reportMissingImports]
-    from stable_baselines3.common.vec_env import VecEnv  # pyright: ignore[reportMissingImports]
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from stable_baselines3.common.vec_env import VecEnv
 
     spec = factory.spec
     space = gymnasium.spaces.Box(0, 255, spec.observation_shape, np.uint8)
