@@ -153,7 +153,10 @@ class GymnasiumFactory:
             raise ValueError(f"world {self.name}: {error}") from error
         self._num_actions(environment)
         self._time_limit(environment)
-        limits_D2 = _bounds(environment.observation_space)
+        try:
+            limits_D2 = _bounds(environment.observation_space)
+        except ValueError as error:
+            raise ValueError(f"world {self.name}: {error}") from error
         if self.mask and not 0 <= self.mask[0] <= self.mask[-1] < len(limits_D2):
             raise ValueError(
                 f"world {self.name}: mask {self.mask}, but its observation has entries 0 to {len(limits_D2) - 1}"

@@ -126,7 +126,9 @@ def journey(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Jour
     with laboratory:
         returns = laboratory.evaluate(
             [
-                Evaluate(policy_id=player, factory=FACTORY, config=EvaluationConfig())
+                Evaluate(
+                    policy_id=player, factory=FACTORY, config=EvaluationConfig(num_episodes=64)
+                )
                 for player in (card.policy_id, UNIFORM)
             ]
         )
@@ -184,7 +186,7 @@ def journey(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Jour
 def test_the_policy_learned_something(journey: Journey) -> None:
     """Otherwise the rest would be about noise."""
     learned, uniform = journey.returns[journey.trained.policy_id], journey.returns[UNIFORM]
-    assert learned.mean > 1.5 * uniform.mean
+    assert learned.mean - 3 * learned.se > uniform.mean
     assert journey.trained.step == TRAINING_STEPS
 
 
@@ -260,11 +262,8 @@ def test_the_same_seeds_give_the_same_numbers(journey: Journey, tmp_path: Path) 
     first, *_ = steering_blocks(
         journey.trained.policy_id, FACTORY, [journey.latent], STEERING, seed=0, labels=()
     )
-    outcomes = [
-        replace(first, num_worlds=num_worlds).run(Studio(store))
-        for num_worlds, store in ((7, other), (32, journey.store))
-    ]
-    np.testing.assert_array_equal(*outcomes)
+    here = replace(first, num_worlds=7).run(Studio(other))
+    np.testing.assert_array_equal(here, first.run(Studio(journey.store)))
 
 
 def test_a_world_without_a_map_has_no_windows(journey: Journey) -> None:
