@@ -24,7 +24,7 @@ MAX_DIMENSIONS = 16
 MAX_COPIES = 4
 """Bytes of all tensors per byte of the storages that they view: tied weights are two views of one storage."""
 MAX_NAME_CHARS = 300
-MAX_VISITS = 500_000
+MAX_VISITS = 200_000
 """Objects looked at in the search for tensors and metadata."""
 MAX_DEPTH = 64
 """Of modules within modules, and of metadata."""

@@ -8,15 +8,15 @@ file cannot ask for much; every value that the machine holds was paid for by a s
 
 import pickletools
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-from interp.policies.formats.limits import MAX_PICKLE_WORK
+from interp.policies.formats.limits import MAX_NAME_CHARS, MAX_PICKLE_WORK
 
 _REMEDY = "save a state_dict with torch.save, or as safetensors, in the environment that trained it"
-_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "exceptions": "builtins"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,7 @@ class _Machine:
             "builtins.bytearray": self._bytes,
             "builtins.bytes": self._bytes,
             "builtins.frozenset": self._set,
+            "builtins.getattr": self._attribute,
             "builtins.set": self._set,
             "collections.OrderedDict": self._dict,
             "collections.defaultdict": lambda _: {},
@@ -398,11 +399,22 @@ class _Machine:
                 return text.encode("latin-1")
         raise ValueError("arguments other than bytes, or text in latin1")
 
+    def _attribute(self, args: tuple[Any, ...]) -> Name | Stand:
+        """A method that a module keeps, or a function such as torch.relu: a longer name, not a value."""
+        match args:
+            case (Name() as of, str() as attribute):
+                return Name(of.module, f"{of.name}.{attribute}"[:MAX_NAME_CHARS])
+            case (Stand(), str()):
+                return Stand(of=Name("builtins", "getattr"), args=args)
+        raise ValueError("arguments other than a name or an object, and the name of an attribute")
+
     def _reconstructed(self, args: tuple[Any, ...]) -> Stand:
         """Protocols 0 and 1 make an object by `copyreg._reconstructor(class, base, state of the base)`."""
         match args:
             case (Name() as of, Name(), _):
-                return self._call(of, ())
+                made = self._call(of, ())
+                if isinstance(made, Stand):
+                    return made
         raise ValueError("arguments other than two classes and a state")
 
 
@@ -415,7 +427,9 @@ _LITERALS = {
 
 
 def _name(module: str, name: str) -> Name:
-    return Name(_PYTHON_2.get(module, module), name)
+    """Protocol 2, which torch writes, spells the standard library as Python 2 did: subprocess is "commands"."""
+    module, name = NAME_MAPPING.get((module, name), (module, name))
+    return Name(IMPORT_MAPPING.get(module, module), name)
 
 
 def _kind(value: object) -> str:
