@@ -69,7 +69,7 @@ Verb = (
 
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line and prints."""
-    verb = tyro.cli(Verb, args=list(arguments), prog="sparsight policies", description=__doc__)  # pyright: ignore[reportCallIssue, reportArgumentType] - a union is a form for tyro
+    verb = tyro.cli(Verb, args=list(arguments), prog="sparsight policies", description=__doc__)
     match verb:
         case List(store=store):
             print_policies(Store.open(store))

@@ -1,7 +1,9 @@
 """The main job, end to end and small: what it writes, that actors and batches change nothing, and that it resumes."""
 
 import json
-from dataclasses import replace
+import shutil
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,7 +20,13 @@ from interp.steering.arms import SteeringConfig
 from interp.study import Study
 from jobs.pipeline import run
 from jobs.progress import Reporter
-from jobs.recipes import DemoPipelineConfig, SweepConfig, TrainDemoConfig
+from jobs.recipes import (
+    DemoPipelineConfig,
+    PipelineConfig,
+    SweepConfig,
+    TrainDemoConfig,
+    TrainedPipelineConfig,
+)
 
 pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -54,7 +62,19 @@ def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> DemoPipelineConf
     )
 
 
-def run_quietly(config: DemoPipelineConfig) -> Study:
+def of_trained(config: DemoPipelineConfig, store: Path, *policies: str) -> TrainedPipelineConfig:
+    """The same study on policies that are opened instead of trained."""
+    shared = {
+        field.name: getattr(config, field.name)
+        for field in fields(PipelineConfig)
+        if field.name != "store"
+    }
+    return TrainedPipelineConfig(
+        **shared, store=str(store), policies=policies, names=("hazard-s0",) * len(policies)
+    )
+
+
+def run_quietly(config: PipelineConfig) -> Study:
     return run(config, Reporter(Console(quiet=True)))
 
 
@@ -66,16 +86,12 @@ def finished(
     return config, run_quietly(config)
 
 
-def tables(store: Store) -> dict[str, bytes]:
-    folders = (
-        "recordings",
-        "dictionaries",
-        "concepts",
-        "effects",
-        "lineages",
-        "windows",
-        "policies",
-    )
+FINDINGS = ("recordings", "dictionaries", "concepts", "effects", "windows")
+
+
+def tables(
+    store: Store, folders: Sequence[str] = (*FINDINGS, "lineages", "policies")
+) -> dict[str, bytes]:
     return {key: store.get(key) for folder in folders for key in store.list(folder)}
 
 
@@ -138,6 +154,24 @@ def test_one_actor_and_other_batches_give_the_same_bytes(
     left, right = tables(Store.open(config.store)), tables(Store.open(other.store))
     assert left.keys() == right.keys()
     assert [key for key in left if left[key] != right[key]] == []
+
+
+def test_the_same_policies_opened_from_files_give_the_same_findings(
+    finished: tuple[DemoPipelineConfig, Study], tmp_path: Path
+) -> None:
+    config, study = finished
+    store = Store.open(config.store)
+    for policy in study.policies:
+        shutil.copytree(
+            store.local_path(f"policies/{policy.policy_id}"), tmp_path / f"run/step-{policy.step}"
+        )
+    opened = of_trained(config, tmp_path / "store", str(tmp_path / "run"))
+    found = run_quietly(opened)
+    assert [policy.step for policy in found.policies] == [policy.step for policy in study.policies]
+    there = Store.open(opened.store)
+    assert tables(there, FINDINGS) == tables(store, FINDINGS)
+    card = json.loads(there.get(f"policies/{study.policies[-1].policy_id}/card.json"))
+    assert card["source"]["format"] == "bundle"
 
 
 def test_a_second_run_finds_everything(
