@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.store import Corrupt, Store
+from cluster.backends import Corrupt
+from cluster.store import Store
 from interp.identity import canonical_json, parse_json
 from interp.policies.bundle import PolicyBundle, PolicyCard, StoredPolicy
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -79,13 +78,13 @@ def find_same(store: Store, study: Study) -> Study | None:
     return before if replace(before, wall_s=study.wall_s) == study else None
 
 
-def draw_report(store: Store, report: Report) -> Path:
-    """Writes figures and page; returns the path of the page."""
+def draw_report(store: Store, report: Report) -> str:
+    """Writes figures and page; returns the address of the page."""
     name = report.study.study
     for figure, svg in figures(report).items():
         store.replace(_key(name, f"figures/{figure}.svg"), svg.encode())
     store.replace(_key(name, REPORT), render(report).encode())
-    return report_path(store, name)
+    return report_address(store, name)
 
 
 def save_study(store: Store, study: Study) -> None:
@@ -104,9 +103,9 @@ def save_times(store: Store, name: str, wall_s: Mapping[str, float]) -> None:
     store.replace(f"scratch/studies/{name}.json", canonical_json(dict(wall_s)))
 
 
-def report_path(store: Store, name: str) -> Path:
+def report_address(store: Store, name: str) -> str:
     """Where the page of a study is."""
-    return store.local_path(_key(name, REPORT))
+    return store.address(_key(name, REPORT))
 
 
 def _key(name: str, file: str) -> str:

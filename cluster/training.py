@@ -15,7 +15,8 @@ import ray
 import torch
 
 from cluster import policies
-from cluster.store import Corrupt, Store
+from cluster.backends import Corrupt
+from cluster.store import Store
 from interp.identity import canonical_json, content_id, parse_json
 from interp.policies.bundle import PolicyBundle, PolicyCard
 from interp.policies.ppo import PpoConfig, PpoProgress, Trainer

@@ -26,8 +26,8 @@ from cluster.studies import (
     draw_report,
     find_same,
     read_times,
+    report_address,
     report_of,
-    report_path,
     save_study,
     save_times,
 )
@@ -183,7 +183,7 @@ class _Pipeline:
                 draw_report(self.store, report)
             study = replace(study, wall_s=dict(self.wall_s))
             save_study(self.store, study)
-        print_summary(self.reporter, report, report_path(self.store, study.study))
+        print_summary(self.reporter, report, report_address(self.store, study.study))
         return before or study
 
     def _seeds(self, runs: list[TrainedRun]) -> dict[str, int]:

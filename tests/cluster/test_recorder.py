@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from cluster import policies, recordings
+from cluster.backends import Corrupt
 from cluster.laboratory import Laboratory
 from cluster.pool import Pool
 from cluster.recorder import RecordingConfig, RecordShard, plan_recording
 from cluster.recordings import Plan
 from cluster.scoring import read_tracks
-from cluster.store import Corrupt, Store
+from cluster.store import Store
 from cluster.studio import Studio
 from interp.policies.bundle import PolicyBundle, StoredPolicy
 from interp.policies.ppo import architecture_for

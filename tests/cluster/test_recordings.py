@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from cluster.backends import Conflict, Corrupt
 from cluster.recordings import (
     Plan,
     ShardPlan,
@@ -20,7 +21,7 @@ from cluster.recordings import (
     verify,
     write_shard,
 )
-from cluster.store import Conflict, Corrupt, Store
+from cluster.store import Store
 from interp.identity import canonical_json, sha256
 
 ROWS = 40

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from cluster.store import Conflict, LocalFolder, Store, StoreError
+from cluster.backends import Conflict, LocalFolder, StoreError
+from cluster.store import Store
 from interp.identity import canonical_json, content_id, parse_json
 
 KEY = "policies/p-0/card.json"
