@@ -79,6 +79,7 @@ def read_stable_baselines(archive: Archive, folder: str) -> Contents:
         )
     source = f"{folder}data"
     metadata = _fields(_without_pickles(_json(archive, source)), source=source)
+    metadata.setdefault("agent_step", metadata.get("num_timesteps"))
     version = f"{folder}_stable_baselines3_version"
     if version in archive.sizes:
         metadata["stable_baselines3_version"] = _text(archive, version).strip()

@@ -160,6 +160,7 @@ def test_a_stable_baselines_zip_is_read_without_its_pickles(tmp_path, canary) ->
         "policy_class": {":type:": "<class 'abc.ABCMeta'>", "__module__": "sb3_contrib"},
         "n_envs": 8,
         "num_timesteps": 2048,
+        "agent_step": 2048,
         "gamma": 0.99,
         "tensorboard_log": None,
         "stable_baselines3_version": "2.9.2",

@@ -65,6 +65,15 @@ def test_a_pickle_renamed_safetensors_is_refused(tmp_path, refusal) -> None:
     assert "called .safetensors but it is a pickle of torch.save" in refusal(path)
 
 
+def test_a_zip_that_begins_like_safetensors_is_still_a_zip(tmp_path, refusal) -> None:
+    path = tmp_path / "model.safetensors"
+    torch.save({"w": torch.ones(1)}, path)
+    content = bytearray(path.read_bytes())
+    content[8] = ord("{")
+    path.write_bytes(content)
+    assert "called .safetensors but it is a zip" in refusal(path)
+
+
 def test_a_folder_with_one_policy_file_is_that_file(tmp_path, refusal) -> None:
     folder = tmp_path / "artifact"
     folder.mkdir()

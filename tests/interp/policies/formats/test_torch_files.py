@@ -322,6 +322,7 @@ PROGRAMS = {
         b"\x80\x02c__builtin__\neval\n" + text("1") + b"\x85R.",
         "asks to call builtins.eval",
     ),
+    "name with controls": (b"\x80\x02cos\nsys\x1b[2Jtem\n)R.", r"asks to call os.sys\x1b[2Jtem"),
     "INST": (b"(X\x04\x00\x00\x00trueios\nsystem\n.", "asks to call os.system"),
     "code object": (b"\x80\x02ctypes\nCodeType\n)R.", "asks to call types.CodeType"),
     "attribute of a module": (
