@@ -4,6 +4,7 @@ Nothing is ever extracted to disk. A member that is a link, is encrypted, leaves
 holds more than it declares is refused by name.
 """
 
+import hashlib
 import stat
 import struct
 import zipfile
@@ -60,7 +61,13 @@ class ZipArchive:
             )
         try:
             self._zip = zipfile.ZipFile(BytesIO(content))
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            ValueError,
+            OverflowError,
+            struct.error,
+        ) as error:
             raise ValueError(
                 f"a zip whose directory is damaged or cut off ({error}); fetch or save it again"
             ) from error
@@ -99,6 +106,7 @@ class ZipArchive:
             NotImplementedError,
             RuntimeError,
             ValueError,
+            OverflowError,
             struct.error,
         ) as error:
             raise ValueError(
@@ -129,7 +137,7 @@ class FolderArchive:
             raise ValueError(
                 f"a folder of {total} bytes, wanted at most {MAX_FILE_BYTES}; keep the policy's own files only"
             )
-        self._digests = {name: sha256(path.read_bytes()) for name, path in self._files.items()}
+        self._digests = {name: _digest(path) for name, path in self._files.items()}
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -210,6 +218,11 @@ def _checked_member(member: zipfile.ZipInfo) -> str:
             f"wanted {' or '.join(_READABLE.values())}; pack it again"
         )
     return name
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(names: Mapping[str, object]) -> str:

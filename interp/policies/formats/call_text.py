@@ -39,13 +39,15 @@ def parse_call_text(text: str, *, source: str) -> dict[str, Any]:
 
 
 def _call(call: ast.Call, *, depth: int) -> dict[str, Any]:
-    if call.args or any(keyword.arg is None for keyword in call.keywords):
+    if call.args:
         raise ValueError(f"line {call.lineno}: a call by position, wanted keywords only")
-    keywords: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for keyword in call.keywords:
-        assert keyword.arg is not None  # Python's own parser refuses a repeated one
-        keywords[checked_name(keyword.arg, kind="keyword")] = _value(keyword.value, depth=depth + 1)
-    return {"class_path": _dotted(call.func), **keywords}
+        if keyword.arg is None or keyword.arg in content:
+            raise ValueError(f"line {call.lineno}: a keyword that is repeated or unpacked")
+        name = checked_name(keyword.arg, kind="keyword")
+        content[name] = _value(keyword.value, depth=depth + 1)
+    return {"class_path": _dotted(call.func), **content}
 
 
 def _value(expression: ast.expr, *, depth: int) -> Any:  # noqa: ANN401 - any JSON value
@@ -78,7 +80,7 @@ def _value(expression: ast.expr, *, depth: int) -> Any:  # noqa: ANN401 - any JS
     raise ValueError(f"line {expression.lineno}: found {_kind(expression)}, wanted a plain value")
 
 
-def _number(number: float) -> float:
+def _number(number: int | float) -> int | float:
     if not math.isfinite(number) or abs(number) >= 2**63:
         raise ValueError("a number beyond measure, wanted a finite one below 2^63")
     return number

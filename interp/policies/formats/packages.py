@@ -4,7 +4,6 @@ A package names classes, scripts and paths. They are kept as text: nothing is im
 Each reader takes the archive and the folder of its marker file in it ("" or "run/").
 """
 
-import posixpath
 import tomllib
 from collections.abc import Callable
 from typing import Any
@@ -59,9 +58,11 @@ def read_bundle(archive: Archive, folder: str) -> Contents:
     """`architecture.json`, weights.safetensors and perhaps card.json: a policy as it lies in our store."""
     metadata: dict[str, Any] = {}
     if f"{folder}card.json" in archive.sizes:
-        card = _fields(_json(archive, f"{folder}card.json"))
+        source = f"{folder}card.json"
+        card = _fields(_json(archive, source), source=source)
         metadata = {**card, "agent_step": card.get("step"), "run_name": card.get("run")}
-    metadata["architecture"] = _fields(_json(archive, f"{folder}architecture.json"))
+    source = f"{folder}architecture.json"
+    metadata["architecture"] = _fields(_json(archive, source), source=source)
     weights = _weights(archive, f"{folder}{_WEIGHTS}")
     return Contents(
         format="bundle", tensors=weights.tensors, metadata={**weights.metadata, **metadata}
@@ -76,7 +77,9 @@ def read_stable_baselines(archive: Archive, folder: str) -> Contents:
             f"no member 'data' beside policy.pth, wanted a zip of stable-baselines3: {listing(archive)}; "
             "save it with model.save()"
         )
-    metadata = _fields(_without_pickles(_json(archive, f"{folder}data")))
+    source = f"{folder}data"
+    metadata = _fields(_without_pickles(_json(archive, source)), source=source)
+    metadata.setdefault("agent_step", metadata.get("num_timesteps"))
     version = f"{folder}_stable_baselines3_version"
     if version in archive.sizes:
         metadata["stable_baselines3_version"] = _text(archive, version).strip()
@@ -102,21 +105,21 @@ def _specified(archive: Archive, folder: str, spec: dict[str, Any], *, source: s
     data_path = spec.get("data_path")
     if data_path is None:
         data_path = _WEIGHTS
-        if f"{folder}{data_path}" not in archive.sizes:
-            raise ValueError(
-                f"{source}: no data_path, and no {_WEIGHTS} beside it ({listing(archive)}): a policy without weights "
-                "cannot be read; name its weights in data_path"
-            )
     if not isinstance(data_path, str):
         raise ValueError(
             f"{source}: data_path is a {type(data_path).__name__}, wanted a relative path"
         )
-    checked_path(data_path.removeprefix("./"), kind=f"{source}: data_path")
+    data_path = checked_path(data_path.removeprefix("./"), kind=f"{source}: data_path")
+    if f"{folder}{data_path}" not in archive.sizes:
+        raise ValueError(
+            f"{source}: data_path {data_path!r:.120} is not there: {listing(archive)}; name the policy's weights"
+        )
     init_kwargs = spec.get("init_kwargs") or {}
     if not isinstance(init_kwargs, dict):
         raise ValueError(f"{source}: init_kwargs is a {type(init_kwargs).__name__}, wanted a table")
-    weights = _weights(archive, posixpath.normpath(f"{folder}{data_path}"))
-    metadata = {**weights.metadata, **_fields(spec)}
+    metadata = _fields(spec, source=source)
+    weights = _weights(archive, f"{folder}{data_path}")
+    metadata = {**weights.metadata, **metadata}
     architecture = init_kwargs.get("architecture_spec")
     if isinstance(architecture, str):
         metadata["architecture"] = parse_call_text(
@@ -166,8 +169,11 @@ def _bounded(archive: Archive, member: str, limit: int) -> bytes:
     return archive.read(member)
 
 
-def _fields(content: dict[str, Any]) -> dict[str, Any]:
-    return plain_fields(content, Visits())
+def _fields(content: dict[str, Any], *, source: str) -> dict[str, Any]:
+    try:
+        return plain_fields(content, Visits())
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _without_pickles(data: dict[str, Any]) -> dict[str, Any]:

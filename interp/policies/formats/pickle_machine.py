@@ -27,7 +27,8 @@ class Name:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}"[:200]
+        """In printable characters, since errors and cards show it."""
+        return repr(f"{self.module[:200]}.{self.name[:200]}")[1:-1]
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -146,7 +146,7 @@ def _key(key: str | int) -> str:
 
 
 def _numpy_value(stand: Stand) -> Any:  # noqa: ANN401 - a number or nested lists of numbers
-    """Of `scalar(dtype, bytes)`, and of an array: `_reconstruct`, then a state of version, shape, dtype, order, bytes."""
+    """Of `scalar(dtype, bytes)`, or of an array: `_reconstruct` and a state of version, shape, dtype, order, bytes."""
     match stand:
         case Stand(of=Name(name="scalar"), args=(Stand() as dtype, bytes() as content)):
             shape: tuple[Any, ...] = ()

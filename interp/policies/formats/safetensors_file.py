@@ -50,6 +50,7 @@ def read_safetensors(content: bytes) -> Contents:
         ValueError: naming the tensor or the part of the header that is wrong.
     """
     header, start = _header(content)
+    metadata = _metadata(header)
     entries = [_entry(name, claim) for name, claim in header.items() if name != "__metadata__"]
     if not entries:
         raise ValueError(
@@ -79,7 +80,7 @@ def read_safetensors(content: bytes) -> Contents:
     return Contents(
         format="safetensors",
         tensors={name: finite(name, tensor) for name, tensor in tensors.items()},
-        metadata=_metadata(header),
+        metadata=metadata,
     )
 
 

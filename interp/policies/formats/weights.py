@@ -28,7 +28,7 @@ def read_weights(content: bytes, name: str) -> Contents:
         ValueError: empty, neither of the two, not what the suffix promises, or refused by its reader.
     """
     refuse_false_suffix(content, name)
-    if looks_like_safetensors(content):
+    if _is_safetensors(content):
         return read_safetensors(content)
     return read_contents(open_torch(content))
 
@@ -56,11 +56,16 @@ def refuse_false_suffix(content: bytes, name: str) -> None:
     """A file called .safetensors is one, because that is why a person trusts it."""
     if not content:
         raise ValueError("an empty file; fetch it again")
-    if PurePosixPath(name).suffix == ".safetensors" and not looks_like_safetensors(content):
+    if PurePosixPath(name).suffix == ".safetensors" and not _is_safetensors(content):
         raise ValueError(
             f"called .safetensors but it is {described(content)}; "
             "do not trust it, or convert it with safetensors.torch.save_file"
         )
+
+
+def _is_safetensors(content: bytes) -> bool:
+    # A zip is one wherever its first brace may be: its readers start at its end.
+    return looks_like_safetensors(content) and not content.startswith(ZIP_STARTS)
 
 
 def described(content: bytes) -> str:

@@ -1,6 +1,7 @@
 """A canary that any code run from a file would create, and a reader that expects a refusal."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def refusal(canary: Path) -> Callable[[Path], str]:
     """Why a file is refused, after the name of the file; nothing of it was run."""
 
     def why(path: Path) -> str:
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match=re.escape(f"{path}: ")) as caught:
             read_policy_file(path)
         assert not canary.exists()
         assert CANARY_VARIABLE not in os.environ

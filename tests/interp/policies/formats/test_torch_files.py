@@ -16,12 +16,14 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 
+from interp.identity import canonical_json
 from interp.policies.formats import pickle_machine
 from interp.policies.formats.reading import read_policy_file
 
 LEGACY = {"_use_new_zipfile_serialization": False}
 TRAINER = """
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 class Recurrent(nn.Module):
@@ -47,8 +49,11 @@ class PolicyRecord:
         self._metadata = PolicyMetadata(epoch=50, agent_step=57600, score=0.5, generation=1)
         self._cached_policy = policy
 
-class Node:
-    pass
+class LstmConfig(BaseModel):
+    hidden: int = 64
+
+class PolicyConfig(BaseModel):
+    components: list[LstmConfig] = [LstmConfig()]
 """
 
 
@@ -71,18 +76,34 @@ class Scalar(np.float64):
         return os.system, (self.command,)
 
 
+# omegaconf is not installed here; its nodes keep a value or a content, and each knows its parent.
+OMEGACONF = """
+class AnyNode:
+    def __init__(self, value):
+        self._val = value
+
+class DictConfig:
+    def __init__(self, **content):
+        self._content = content
+        for node in content.values():
+            node._parent = self
+"""
+
+
 @pytest.fixture
 def trainer(tmp_path: Path):
     """A package of the trainer's, and a function that takes it out of this process."""
     folder = tmp_path / "trainer"
-    folder.mkdir()
+    (folder / "omegaconf").mkdir(parents=True)
+    (folder / "omegaconf" / "nodes.py").write_text(OMEGACONF)
     (folder / "foreign_trainer.py").write_text(TRAINER)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     module = importlib.import_module("foreign_trainer")
 
     def forget() -> None:
-        sys.modules.pop("foreign_trainer", None)
+        for name in ("foreign_trainer", "omegaconf", "omegaconf.nodes"):
+            sys.modules.pop(name, None)
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
         (folder / "foreign_trainer.py").unlink(missing_ok=True)
@@ -253,6 +274,36 @@ def test_a_policy_record_tells_its_training_and_its_actions(tmp_path, trainer) -
     assert said["class"] == "foreign_trainer.PolicyRecord"
 
 
+def test_settings_of_every_kind_become_plain_values(tmp_path, trainer) -> None:
+    module, forget = trainer
+    nodes = importlib.import_module("omegaconf.nodes")
+    policy = module.Recurrent()
+    policy.config = module.PolicyConfig()
+    policy.core.options = nodes.DictConfig(kernel=nodes.AnyNode(5), name=nodes.AnyNode("conv"))
+    policy.core.sizes = np.array([[1, 2], [3, 4]], dtype=np.int32)
+    policy.core.rate = np.float32(0.5)
+    policy.core.device = torch.device("cpu")
+    policy.core.shape = torch.Size([2, 3])
+    policy.core.kinds = {"a", "b"}
+    policy.core.cache = {"h": torch.ones(3), "steps": 2}
+    policy.core.endless = []
+    policy.core.endless.append(policy.core.endless)
+    path = saved(tmp_path / "model.pt", policy)
+    forget()
+    found = read_policy_file(path).metadata
+    assert found["architecture"] == {
+        "class_path": "foreign_trainer.PolicyConfig",
+        "components": [{"class_path": "foreign_trainer.LstmConfig", "hidden": 64}],
+    }
+    core = found["attributes"]["core"]
+    assert core["options"] == {"kernel": 5, "name": "conv"}
+    assert core["sizes"] == [[1, 2], [3, 4]]
+    assert (core["rate"], core["device"], core["shape"]) == (0.5, "cpu", [2, 3])
+    assert core["cache"] == {"steps": 2}
+    assert not {"kinds", "endless"} & set(core)
+    assert canonical_json(found)
+
+
 def test_two_modules_keep_their_names(tmp_path) -> None:
     found = read_policy_file(
         saved(
@@ -322,6 +373,7 @@ PROGRAMS = {
         b"\x80\x02c__builtin__\neval\n" + text("1") + b"\x85R.",
         "asks to call builtins.eval",
     ),
+    "name with controls": (b"\x80\x02cos\nsys\x1b[2Jtem\n)R.", r"asks to call os.sys\x1b[2Jtem"),
     "INST": (b"(X\x04\x00\x00\x00trueios\nsystem\n.", "asks to call os.system"),
     "code object": (b"\x80\x02ctypes\nCodeType\n)R.", "asks to call types.CodeType"),
     "attribute of a module": (
