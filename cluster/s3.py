@@ -18,15 +18,18 @@ from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
 from s3fs import S3FileSystem
+from s3fs.core import S3_RETRYABLE_ERRORS
 
 from cluster.backends import StoreError
 from interp.identity import sha256
 
 CONNECT_TIMEOUT_S = 3
-READ_TIMEOUT_S = 20
+READ_TIMEOUT_S = 10
 """Of one read from the socket, not of a whole object."""
-ATTEMPTS = 5
+ATTEMPTS = 3
 """Of every request; botocore waits between them, twice as long each time."""
+ROUNDS = 2
+"""Of those attempts, by s3fs: botocore does not see that a body breaks off, nor s3fs that a request may be repeated."""
 METADATA_HOSTS = ("169.254.169.254", "169.254.170.2", "fd00:ec2::254", "metadata.google.internal")
 """Services that hand out credentials of a machine; an endpoint that points there is an attack or a mistake."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -63,16 +66,12 @@ class S3Prefix:
             _filesystem().call_s3("head_bucket", Bucket=self.bucket)
 
     def create(self, key: str, content: bytes) -> bool:
-        """Also true if the object is there already and holds just these bytes.
-
-        A reply that was lost makes the client send a second time, and then find its own object in the way.
-        """
         for attempt in range(ATTEMPTS):
             try:
                 with self._explained(key):
                     _filesystem().pipe_file(self._path(key), content, mode="create")
             except _Taken:
-                return self.get(key) == content
+                return False
             except _Contended:
                 time.sleep(0.1 * 2**attempt)
             else:
@@ -144,9 +143,9 @@ class S3Prefix:
             raise FileNotFoundError(f"no object {address}") from error
         except PermissionError as error:
             raise StoreError(
-                f"{address}: access denied ({error}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+                f"{address}: access denied ({error}); check AWS_ACCESS_KEY_ID and the bucket's policy"
             ) from error
-        except (OSError, ClientError, BotoCoreError) as error:
+        except (OSError, ClientError, BotoCoreError, *S3_RETRYABLE_ERRORS) as error:
             match _code(error):
                 case "PreconditionFailed" | "412":
                     raise _Taken(address) from error
@@ -155,7 +154,7 @@ class S3Prefix:
             endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
             at = f" at {urlsplit(endpoint).hostname}" if endpoint else ""
             raise StoreError(
-                f"{address}: the server{at} failed {ATTEMPTS} times: {error or type(error).__name__}"
+                f"{address}: the server{at} failed {ROUNDS * ATTEMPTS} times: {error or type(error).__name__}"
             ) from error
 
 
@@ -193,7 +192,7 @@ def _new_filesystem() -> S3FileSystem:
 @lru_cache(maxsize=1)
 def _filesystem_of(_process: int) -> S3FileSystem:
     filesystem = _new_filesystem()
-    filesystem.retries = 1  # botocore has made its attempts by then
+    filesystem.retries = ROUNDS
     return filesystem
 
 

@@ -85,12 +85,15 @@ class Store:
             )
 
     def create(self, key: str, content: bytes) -> bool:
-        """Write an object, whole or not at all. False if the key is taken: then compare what it holds."""
-        return self.backend.create(_safe(key), content)
+        """Write an object, whole or not at all, unless the key is taken. Whether it holds this content now.
+
+        The content decides and not who wrote it: a client whose first reply was lost finds its own object in the way.
+        """
+        return self.backend.create(_safe(key), content) or self.backend.get(key) == content
 
     def ensure(self, key: str, content: bytes) -> None:
         """Create an object, or find it there with the same content; anything else raises Conflict."""
-        if not self.create(key, content) and self.get(key) != content:
+        if not self.create(key, content):
             raise Conflict(
                 f"{key} in {self.url} exists with other content; it is damaged or was written by another version: "
                 "remove it and run again, or choose another --store"

@@ -80,9 +80,13 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
             body = self._body()
             match proxy.decide(self.command, self.path):
                 case "503" | "500" | "403" as status:
-                    code = {"503": "SlowDown", "500": "InternalError", "403": "AccessDenied"}[status]
+                    code = {"503": "SlowDown", "500": "InternalError", "403": "AccessDenied"}[
+                        status
+                    ]
                     content = f"<Error><Code>{code}</Code><Message>injected</Message></Error>"
-                    self._answer(int(status), [], b"" if self.command == "HEAD" else content.encode())
+                    self._answer(
+                        int(status), [], b"" if self.command == "HEAD" else content.encode()
+                    )
                 case "drop":
                     self.close_connection = True
                     self.connection.close()
@@ -152,6 +156,6 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(content[:send])
             self.wfile.flush()
 
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
 
     return Handler
