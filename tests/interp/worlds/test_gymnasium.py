@@ -212,8 +212,8 @@ def test_two_different_seeds_are_refused() -> None:
             "gym:Blackjack-v1?max_steps=9",
             r"gym:Blackjack.*Tuple\(.*are not supported; wanted a Box, Discrete",
         ),
-        ("CartPole-v1", r"a preset \(forage, hazard, arena\), the path of .* or gym:ENV_ID"),
-        ("gymnasium:CartPole-v1", "or gym:ENV_ID"),
+        ("CartPole-v1", r"a preset \(forage, hazard, arena\), nor the path of .* nor gym:ENV_ID"),
+        ("gymnasium:CartPole-v1", "nor gym:ENV_ID"),
     ],
 )
 def test_a_world_that_cannot_be_recorded_is_refused(address: str, said: str) -> None:
