@@ -1,6 +1,5 @@
 """Our recurrent PPO beside sb3-contrib's RecurrentPPO on the same world, network and wall time, one core each.
 
-    pip install sb3-contrib        # not a dependency of Sparsight
     python -m benchmarks.train     # or: make bench BENCH=train
 
 Both read tokens through our sparse encoder and act for all agents of the same number of worlds; the peer keeps its own

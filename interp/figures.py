@@ -168,6 +168,8 @@ def histogram(value: np.ndarray, discovered: np.ndarray) -> str:
         axes.hist(value[discovered], bins=bins, color=PALETTE[0], label="q < 0.05")
         axes.axvline(0.5, color=INK, lw=0.8)
         axes.set(xlabel="AUROC (held out)", ylabel="latent-label pairs", yscale="log")
+        axes.yaxis.set_major_formatter("{x:,.0f}")  # the default one writes mathematics
+        axes.yaxis.set_minor_formatter("")
         axes.legend()
         return _svg(figure)
 

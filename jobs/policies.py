@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -34,9 +35,13 @@ def main(arguments: Sequence[str]) -> None:
         sites = ", ".join(f"{site} [{width}]" for site, width in card.sites.items())
         console.print(f"sites       {sites}", markup=False)
         return
-    table = Table(title=f"Policies in {config.store}", title_justify="left")
+    table = Table(box=SIMPLE_HEAD)
     for heading in ("policy", "name", "step", "world", "run"):
-        table.add_column(heading, justify="right" if heading == "step" else "left")
+        table.add_column(
+            heading,
+            justify="right" if heading == "step" else "left",
+            no_wrap=heading in ("policy", "run"),
+        )
     for card in sorted(policies.list_cards(store), key=lambda card: (card.name, card.step)):
         table.add_row(card.policy_id, card.name, f"{card.step:,}", card.world, card.run)
     console.print(table)

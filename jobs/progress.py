@@ -1,5 +1,6 @@
 """What a person sees of long work: a live bar on a terminal, a line every few seconds in a log."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,7 +96,10 @@ class TrainingNote:
     def __call__(self, progress: TrainingProgress) -> None:
         self._latest[progress.run_id] = progress
         runs = self._latest.values()
-        returns = " ".join(f"{run.return_mean:.2f}" for run in runs)
+        # no episode has ended before the first update
+        returns = " ".join(
+            "-" if math.isnan(run.return_mean) else f"{run.return_mean:.2f}" for run in runs
+        )
         self._stage.update(
             sum(run.step for run in runs),
             sum(run.budget for run in runs),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -33,20 +34,24 @@ def main(arguments: Sequence[str]) -> None:
             f"{config.verify}: {manifest.rows:,} rows in {len(manifest.receipts)} shards, every byte as committed"
         )
         return
-    table = Table(title=f"Recordings in {config.store}", title_justify="left")
-    for heading in ("recording", "policy", "rows", "episodes", "sites", "replay of"):
-        table.add_column(heading, justify="right" if heading in ("rows", "episodes") else "left")
+    # ids are to be copied, so they are never cut: what a replay was shown stands below its policy
+    table = Table("recording", "policy", box=SIMPLE_HEAD)
+    for heading in ("rows", "episodes"):
+        table.add_column(heading, justify="right")
+    table.add_column("sites", overflow="fold")
+    for column in table.columns[:2]:
+        column.no_wrap = True
     for key in store.list("recordings"):
         if not key.endswith("/manifest.json"):
             continue
         manifest = recordings.open_manifest(store, key.split("/")[1])
         plan = manifest.plan
+        shown = plan.inputs.get("replay_of")
         table.add_row(
             plan.recording_id,
-            plan.inputs["policy"],
+            plan.inputs["policy"] + (f"\n on {shown}" if shown else ""),
             f"{manifest.rows:,}",
             str(plan.config["num_episodes"]),
             ", ".join(plan.config["site_widths"]) or "none",
-            plan.inputs.get("replay_of", ""),
         )
     console.print(table)

@@ -130,6 +130,10 @@ def test_a_label_that_looks_like_mathematics_is_drawn_as_it_is(report) -> None:
     assert "a$^{$b" in drawn["heat-map"]
 
 
+def test_numbers_on_axes_are_plain(report) -> None:
+    assert all("mathdefault" not in svg for svg in figures(report).values())
+
+
 def test_ids_of_the_page_are_unique(report) -> None:
     ids = re.findall(r'\bid="([^"]*)"', render(report))
     assert len(ids) == len(set(ids))
