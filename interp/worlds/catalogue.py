@@ -19,6 +19,6 @@ def load_world(text: str) -> WorldFactory:
     if text in PRESETS or text.endswith(".json") or os.sep in text:
         return MettagridFactory.load(text)
     raise ValueError(
-        f"world {text!r} has none of the known forms: a preset ({', '.join(PRESETS)}), the path of a MettaGridConfig "
-        f".json file, or {FORM}"
+        f"world {text!r} is neither a preset ({', '.join(PRESETS)}), nor the path of a MettaGridConfig .json file, "
+        f"nor {FORM}"
     )

@@ -10,7 +10,7 @@ A world is addressed as gym:ENV_ID, for instance
 vector: a box flattened, a discrete observation one-hot, of a dictionary its `image` (as MiniGrid's own wrapper does).
 Actions are discrete and named by their numbers, which is all that a policy trained elsewhere knows of them.
 
-gymnasium and MiniGrid are optional: `pip install 'sparsight[gym]'`, `'sparsight[minigrid]'`.
+MiniGrid is optional: `pip install 'sparsight[minigrid]'`.
 """
 
 import json
@@ -22,7 +22,9 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+import gymnasium
 import numpy as np
+from gymnasium import spaces
 from jaxtyping import Float32, Int32
 
 from interp.records import Trace, VariableLabel
@@ -84,9 +86,7 @@ class GymnasiumFactory:
 
     @property
     def spec(self) -> WorldSpec:
-        return (
-            self._spec
-        )  # a protocol's property is not met by a cached_property, says the type checker
+        return self._spec  # to a type checker, a cached_property is not the property of a protocol
 
     @cached_property
     def _spec(self) -> WorldSpec:
@@ -96,7 +96,7 @@ class GymnasiumFactory:
                 name=self.name,
                 num_agents=1,
                 max_steps=self._time_limit(environment),
-                action_names=tuple(map(str, range(self._num_actions(environment)))),
+                action_names=tuple(map(str, range(int(self.actions(environment).n)))),
                 observation_shape=(len(self._limits(environment)),),
                 observation_dtype="float32",
             )
@@ -115,13 +115,12 @@ class GymnasiumFactory:
         finally:
             environment.close()
 
-    def make(self) -> Any:  # noqa: ANN401 - a gymnasium.Env
+    def make(self) -> gymnasium.Env:
         """One copy with the flat, masked observation and the time limit: the environment to train a policy in."""
-        gymnasium = _gymnasium()
         environment = self._make_raw()
         flat = _flattener(environment.observation_space)
         limits_D2 = self._limits(environment)
-        space = gymnasium.spaces.Box(limits_D2[:, 0], limits_D2[:, 1], dtype=np.float32)
+        space = spaces.Box(limits_D2[:, 0], limits_D2[:, 1], dtype=np.float32)
         return gymnasium.wrappers.TransformObservation(
             environment, lambda observation: self.masked(flat(observation)), space
         )
@@ -132,26 +131,28 @@ class GymnasiumFactory:
         seen_D[list(self.mask)] = 0
         return seen_D
 
-    def task(self, environment: Any) -> Task:  # noqa: ANN401 - a gymnasium.Env
+    def task(self, environment: gymnasium.Env) -> Task:
         """What is known of the task besides its observations."""
         return task_of(environment.unwrapped, _bounds(environment.observation_space))
 
     def __call__(self, num_worlds: int) -> "GymnasiumWorld":
         return GymnasiumWorld(self, num_worlds)
 
-    def _make_raw(self) -> Any:  # noqa: ANN401 - a gymnasium.Env
+    def _make_raw(self) -> gymnasium.Env:
         """A copy as gymnasium makes it, after checking that it can be played here."""
-        gymnasium = _gymnasium()
         if self.env_id.startswith(("MiniGrid-", "BabyAI-")):
             _register_minigrid()
-        limit = {} if self.max_steps is None else {"max_episode_steps": self.max_steps}
+        arguments: dict[str, Any] = dict(self.arguments)
         try:
             environment = gymnasium.make(
-                self.env_id, disable_env_checker=True, **limit, **dict(self.arguments)
+                self.env_id,
+                max_episode_steps=self.max_steps,
+                disable_env_checker=True,
+                **arguments,
             )
         except (gymnasium.error.Error, TypeError, ValueError, ImportError, AssertionError) as error:
             raise ValueError(f"world {self.name}: {error}") from error
-        self._num_actions(environment)
+        self.actions(environment)
         self._time_limit(environment)
         try:
             limits_D2 = _bounds(environment.observation_space)
@@ -163,27 +164,28 @@ class GymnasiumFactory:
             )
         return environment
 
-    def _num_actions(self, environment: Any) -> int:  # noqa: ANN401
+    def actions(self, environment: gymnasium.Env) -> spaces.Discrete:
+        """The action space; ValueError if it is not discrete."""
         space = environment.action_space
-        if not isinstance(space, _gymnasium().spaces.Discrete):
+        if not isinstance(space, spaces.Discrete):
             raise ValueError(
                 f"world {self.name}: its actions are {space}, but only discrete ones are supported; "
                 "choose a task with Discrete actions"
             )
-        return int(space.n)
+        return space
 
-    def _time_limit(self, environment: Any) -> int:  # noqa: ANN401
+    def _time_limit(self, environment: gymnasium.Env) -> int:
         """The smallest of the wrapper's limit and one that the environment keeps itself, as MiniGrid's do."""
         own = getattr(environment.unwrapped, "max_steps", None)
-        limits = [environment.spec.max_episode_steps, own if isinstance(own, int) else None]
-        given = [limit for limit in limits if limit is not None and limit > 0]
+        wrapped = environment.spec.max_episode_steps if environment.spec is not None else None
+        given = [limit for limit in (wrapped, own) if isinstance(limit, int) and limit > 0]
         if not given:
             raise ValueError(
                 f"world {self.name}: it has no time limit, but an episode must end; add max_steps=200, say"
             )
         return min(given)
 
-    def _limits(self, environment: Any) -> Float32[np.ndarray, "D 2"]:  # noqa: ANN401
+    def _limits(self, environment: gymnasium.Env) -> Float32[np.ndarray, "D 2"]:
         """Bounds of every entry of the masked observation."""
         limits_D2 = _bounds(environment.observation_space)
         limits_D2[list(self.mask)] = 0
@@ -215,7 +217,7 @@ class GymnasiumWorld:
         self.num_worlds = num_worlds
         self._environments = [factory._make_raw() for _ in range(num_worlds)]
         self._flat = _flattener(self._environments[0].observation_space)
-        self._first_action = int(self._environments[0].action_space.start)
+        self._first_action = int(factory.actions(self._environments[0]).start)
         self._task = factory.task(self._environments[0])
         self._labels = factory.labels
         self._masked = factory.masked
@@ -278,7 +280,7 @@ class _Notes:
 
     def note(
         self,
-        environment: Any,  # noqa: ANN401
+        environment: gymnasium.Env,
         observation_D: Float32[np.ndarray, " D"],
         *,
         action: int,
@@ -349,17 +351,6 @@ def _argument(text: str) -> Argument:
     return value if is_plain else text
 
 
-def _gymnasium() -> Any:  # noqa: ANN401 - the module
-    """The package, imported when it is first needed; ValueError says how to install it."""
-    try:
-        import gymnasium
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"worlds gym:... need gymnasium ({error}); run `pip install 'sparsight[gym]'`"
-        ) from error
-    return gymnasium
-
-
 def _register_minigrid() -> None:
     """MiniGrid tells gymnasium of its environments when it is imported."""
     try:
@@ -371,9 +362,8 @@ def _register_minigrid() -> None:
         ) from error
 
 
-def _image_or_self(space: Any) -> tuple[Any, bool]:  # noqa: ANN401
+def _image_or_self(space: spaces.Space) -> tuple[Any, bool]:
     """The space that is read, and whether it is the image of a dictionary."""
-    spaces = _gymnasium().spaces
     if isinstance(space, spaces.Dict) and isinstance(space.spaces.get("image"), spaces.Box):
         return space.spaces["image"], True
     if isinstance(space, spaces.Box | spaces.Discrete):
@@ -383,18 +373,18 @@ def _image_or_self(space: Any) -> tuple[Any, bool]:  # noqa: ANN401
     )
 
 
-def _bounds(space: Any) -> Float32[np.ndarray, "D 2"]:  # noqa: ANN401
+def _bounds(space: spaces.Space) -> Float32[np.ndarray, "D 2"]:
     """Lowest and highest value of every entry of the flat observation."""
     read, _ = _image_or_self(space)
-    if isinstance(read, _gymnasium().spaces.Discrete):
+    if isinstance(read, spaces.Discrete):
         return np.array([[0, 1]] * int(read.n), np.float32)
     return np.stack([read.low.reshape(-1), read.high.reshape(-1)], axis=1).astype(np.float32)
 
 
-def _flattener(space: Any) -> Callable[[Any], Float32[np.ndarray, " D"]]:  # noqa: ANN401
+def _flattener(space: spaces.Space) -> Callable[[Any], Float32[np.ndarray, " D"]]:
     """From an observation of that space to one vector."""
     read, is_image = _image_or_self(space)
-    if isinstance(read, _gymnasium().spaces.Discrete):
+    if isinstance(read, spaces.Discrete):
         return lambda observation: np.eye(int(read.n), dtype=np.float32)[
             int(observation) - int(read.start)
         ]

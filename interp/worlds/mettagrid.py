@@ -85,9 +85,7 @@ class MettagridFactory:
 
     @property
     def spec(self) -> WorldSpec:
-        return (
-            self._spec
-        )  # a protocol's property is not met by a cached_property, says the type checker
+        return self._spec  # to a type checker, a cached_property is not the property of a protocol
 
     @cached_property
     def _spec(self) -> WorldSpec:

@@ -42,7 +42,7 @@ from interp.worlds.gymnasium import GymnasiumFactory
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 FACTORY = GymnasiumFactory.load("gym:CartPole-v1?mask=1,3&max_steps=100")
-TRAINING_STEPS = 12_288
+TRAINING_STEPS = 10_240
 SITE = "lstm.h"
 RECORDING = RecordingConfig(num_episodes=64, sites=(SITE, "lstm.c"))
 SPLIT = Split(held_out_fraction=0.4)
@@ -59,15 +59,15 @@ CONSTANT = ("rewarded",)
 
 
 def trained() -> RecurrentPPO:
-    """About 8 s on one core; the same policy every time on one kind of machine."""
+    """About 5 s on one core; the same policy every time on one kind of machine."""
     model = RecurrentPPO(
         "MlpLstmPolicy",
         DummyVecEnv([FACTORY.make] * 8),
         policy_kwargs={"lstm_hidden_size": 32, "net_arch": [32]},
         n_steps=128,
         batch_size=256,
-        n_epochs=6,
-        learning_rate=5e-3,
+        n_epochs=4,
+        learning_rate=1e-2,
         gamma=0.98,
         seed=0,
         device="cpu",
@@ -210,7 +210,8 @@ def test_every_label_of_the_world_is_scored(journey: Journey) -> None:
     table = journey.concepts.to_pandas()
     assert set(table["label"]) == set(FACTORY.labels)
     assert {kind for kind in table["kind"]} == {label.kind for label in FACTORY.labels.values()}
-    varied = table[~table["label"].isin(CONSTANT)]
+    varied = table[table["base_rate"].between(0, 1, inclusive="neither")]
+    assert set(varied["label"]) >= {*HIDDEN_STATE, "pushes_right", "pole_falls", "episode_start"}
     assert varied["auroc"].between(0, 1).all()
     assert (varied["auroc_lo"] <= varied["auroc_hi"]).all()
 

@@ -1,5 +1,7 @@
 """The labels of gymnasium tasks: each against an account that does not come from the code that made it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -85,7 +87,7 @@ def walk(seed: int, actions: list[int]) -> tuple[Trace, list[dict[str, bool]]]:
     """The trace of given actions, and beside it what MiniGrid itself says at every state."""
     world = GymnasiumFactory.load("gym:MiniGrid-MemoryS7-v0")(1)
     world.reset(0, map_seed=seed, sim_seed=seed, collect_facts=True)
-    environment = world._environments[0].unwrapped
+    environment: Any = world._environments[0].unwrapped
     said = []
 
     def note() -> None:
