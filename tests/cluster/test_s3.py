@@ -116,7 +116,9 @@ def test_a_refusal_is_said_at_once(s3_store, s3_server):
             s3_store.get(KEY)
         with pytest.raises(StoreError, match="access denied"):
             s3_store.probe()
-    assert len([fault for _, _, fault in s3_server.requests if fault]) == 2  # no attempt was repeated
+    assert (
+        len([fault for _, _, fault in s3_server.requests if fault]) == 2
+    )  # no attempt was repeated
 
 
 def test_a_server_that_ignores_create_only_is_refused(s3_store, s3_server):
