@@ -6,7 +6,8 @@ from typing import Any
 from cluster.backends import Corrupt
 from cluster.store import Store
 from interp.identity import canonical_json, parse_json
-from interp.policies.bundle import PolicyBundle, PolicyCard, StoredPolicy
+from interp.policies.bundle import PolicyBundle, PolicyCard
+from interp.policies.policy import PolicyNetwork
 
 
 def save(
@@ -76,7 +77,7 @@ def read_bundle(store: Store, policy_id: str) -> PolicyBundle:
     return bundle
 
 
-def load(store: Store, policy_id: str) -> StoredPolicy:
+def load(store: Store, policy_id: str) -> PolicyNetwork:
     """The policy, ready to play; checked as `read_bundle` does."""
     return read_bundle(store, policy_id).open()
 

@@ -1,7 +1,7 @@
 """A policy as it lies in the store: weights as safetensors, architecture as JSON, and a card for people.
 
 The id of a policy is a hash of its weights and architecture: the same network is the same policy, however it came here.
-No code is ever read from a bundle: the architecture's family chooses one of the readers below.
+No code is ever read from a bundle: the architecture's family chooses one of our networks.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from interp.identity import ID_DIGITS, canonical_json, sha256
-from interp.policies import sb3_recurrent, token_lstm
-from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3RecurrentPolicy
-from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
-
-StoredPolicy = TokenLstmPolicy | Sb3RecurrentPolicy
-"""Policies of every family that a bundle can hold."""
+from interp.policies.families import Architecture, build
+from interp.policies.policy import PolicyNetwork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +44,7 @@ class PolicyBundle:
     """A safetensors file."""
 
     @classmethod
-    def of(
-        cls,
-        architecture: TokenLstmArchitecture | Sb3RecurrentArchitecture,
-        weights: Mapping[str, Tensor],
-    ) -> "PolicyBundle":
+    def of(cls, architecture: Architecture, weights: Mapping[str, Tensor]) -> "PolicyBundle":
         return cls(
             architecture=architecture.to_json(),
             weights=save({name: tensor.contiguous() for name, tensor in weights.items()}),
@@ -63,7 +55,7 @@ class PolicyBundle:
         digest = sha256(canonical_json(self.architecture) + sha256(self.weights).encode())
         return f"p-{digest[:ID_DIGITS]}"
 
-    def open(self) -> StoredPolicy:
+    def open(self) -> PolicyNetwork:
         """The policy, ready to play.
 
         Raises:
@@ -82,8 +74,7 @@ class PolicyBundle:
         except RuntimeError as error:
             raise ValueError(f"policy {self.policy_id}: {error}") from error
         policy.requires_grad_(False)
-        if isinstance(policy, TokenLstmPolicy):
-            policy.refresh()
+        policy.refresh()
         return policy
 
     def untrained(self, seed: int) -> "PolicyBundle":
@@ -96,14 +87,8 @@ class PolicyBundle:
             weights=save({name: tensor.contiguous() for name, tensor in weights.items()}),
         )
 
-    def _network(self) -> StoredPolicy:
-        match self.architecture.get("family"):
-            case token_lstm.FAMILY:
-                return TokenLstmPolicy(TokenLstmArchitecture.from_json(self.architecture))
-            case sb3_recurrent.FAMILY:
-                return Sb3RecurrentPolicy(Sb3RecurrentArchitecture.from_json(self.architecture))
-            case family:
-                raise ValueError(
-                    f"policy {self.policy_id}: architecture family {family!r}; "
-                    f"known: {token_lstm.FAMILY!r}, {sb3_recurrent.FAMILY!r}"
-                )
+    def _network(self) -> PolicyNetwork:
+        try:
+            return build(self.architecture)
+        except ValueError as error:
+            raise ValueError(f"policy {self.policy_id}: {error}") from error

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.policies.policy import State, Step
+from interp.policies.policy import PolicyNetwork, State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.taps import Tap
 
@@ -100,6 +100,11 @@ def _check_fields(fields: Mapping[str, Any]) -> None:
 def matches(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these look like the tensors of an sb3-contrib recurrent policy."""
     return {"lstm_actor.weight_ih_l0", "action_net.weight", "value_net.weight"} <= tensors.keys()
+
+
+def recognise(file: PolicyFile) -> Sb3RecurrentArchitecture | None:
+    """The architecture of a file that holds such a policy, as `architecture_of` tells it."""
+    return architecture_of(file) if matches(file.tensors) else None
 
 
 def architecture_of(file: PolicyFile) -> Sb3RecurrentArchitecture:
@@ -231,7 +236,7 @@ def _perceptron(width: int, layers: Sequence[int], activation: type[nn.Module]) 
     return nn.Sequential(*modules)
 
 
-class Sb3RecurrentPolicy(nn.Module):
+class Sb3RecurrentPolicy(PolicyNetwork):
     """See the head of this file for its sites; its parameters are named and shaped as in `policy.pth`."""
 
     def __init__(self, architecture: Sb3RecurrentArchitecture) -> None:

@@ -19,7 +19,8 @@ from cluster.recordings import Plan
 from cluster.scoring import read_tracks
 from cluster.store import Store
 from cluster.studio import Studio
-from interp.policies.bundle import PolicyBundle, StoredPolicy
+from interp.policies.bundle import PolicyBundle
+from interp.policies.policy import PolicyNetwork
 from interp.policies.ppo import architecture_for
 from interp.policies.token_lstm import TokenLstmPolicy
 from interp.recording import activations
@@ -172,7 +173,7 @@ class _DeadlyStudio(Studio):
         super().__init__(store)
         self._scar = scar
 
-    def _policy(self, policy_id: str) -> StoredPolicy:
+    def _policy(self, policy_id: str) -> PolicyNetwork:
         if not self._scar.exists():
             self._scar.touch()
             time.sleep(0.2)

@@ -28,7 +28,8 @@ def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [verb, *(["demo"] if verb == "pipeline" else []), "--help"]
+    subcommand = {"pipeline": ["demo"], "policies": ["list"]}.get(verb, [])
+    arguments = [verb, *subcommand, "--help"]
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 0
