@@ -18,7 +18,7 @@ unexport METTAGRID_OBS_THREADS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check lint types layers dependencies spelling bench clean
+.PHONY: help venv demo test chaos check lint types layers dependencies spelling bench clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,8 +48,11 @@ demo: $(RUN_STAMP)  ## run the main job, small: train, record, decompose, score,
 	$(BIN)/sparsight pipeline demo --store $(STORE) --study demo $(DEMO_ARGS)
 
 test: $(DEV_STAMP)  ## run the test suite (PYTEST_ARGS='-k store' narrows it)
-	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) -m 'not ray' $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -q -m ray $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) -m 'not ray and not chaos' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m 'ray and not chaos' $(PYTEST_ARGS)
+
+chaos: $(DEV_STAMP)  ## kill writers and break servers at every step (the slow half of the tests)
+	$(BIN)/python -m pytest -q -m chaos $(PYTEST_ARGS)
 
 check: lint types layers dependencies spelling  ## lint, format, types, layers, dependencies, spelling (-k: all of them)
 

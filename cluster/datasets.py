@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import ray.data
+from fsspec import AbstractFileSystem
 
+from cluster.backends import Corrupt
 from cluster.recordings import Manifest, check_present, open_manifest
-from cluster.store import Corrupt, Store
+from cluster.store import Store
 
 
 def read(store: Store, recording_id: str, columns: Sequence[str] | None = None) -> ray.data.Dataset:
@@ -21,22 +23,23 @@ def read(store: Store, recording_id: str, columns: Sequence[str] | None = None) 
     """
     manifest = open_manifest(store, recording_id)
     check_present(store, manifest)
-    return read_paths(data_paths(store, manifest), columns=columns)
+    addresses = [store.address(key) for key in manifest.data_keys]
+    return read_paths(addresses, columns=columns, filesystem=store.backend.filesystem())
 
 
-def data_paths(store: Store, manifest: Manifest) -> list[str]:
-    """The files of a recording, in the order of its plan."""
-    return [str(store.local_path(key)) for key in manifest.data_keys]
-
-
-def read_paths(paths: Sequence[str], *, columns: Sequence[str] | None = None) -> ray.data.Dataset:
+def read_paths(
+    paths: Sequence[str],
+    *,
+    columns: Sequence[str] | None = None,
+    filesystem: AbstractFileSystem | None = None,
+) -> ray.data.Dataset:
     """Parquet files as a Ray Dataset; a path that is listed twice is refused."""
     if len(set(paths)) != len(paths):
         repeated = next(path for path in paths if paths.count(path) > 1)
         raise ValueError(
             f"{repeated} is listed twice: Ray Data would lose rows; list every file once"
         )
-    dataset = ray.data.read_parquet(list(paths))
+    dataset = ray.data.read_parquet(list(paths), filesystem=filesystem)
     return dataset if columns is None else dataset.select_columns(list(columns))
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.backends import Corrupt
 from cluster.staging import Split, read_rows, stage
-from cluster.store import Corrupt, Store
+from cluster.store import Store
 from cluster.studio import Studio
 from cluster.sweep import TrialProgress, load_dictionary, sweep
 from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
@@ -139,7 +140,7 @@ def run_sweep(
         train_path=staged.train_path,
         held_out_path=staged.held_out_path,
         site=site,
-        storage_path=store.local_path("scratch/sweeps"),
+        storage_path=store.workspace("sweeps"),
         name=identity,
         seed=seed,
         max_concurrent=max_concurrent,

@@ -35,7 +35,7 @@ class EvolutionConfig:
     episodes_per_player: int = 16
     """Episodes by each of three players: the untrained, a half-trained and the last checkpoint of the run."""
     stride_steps: int = 4
-    """Every so manieth step is scored."""
+    """One of so many steps is scored."""
 
     def __post_init__(self) -> None:
         if self.episodes_per_player < 8:

@@ -1,13 +1,24 @@
 """Policies in the store: `policies/<policy_id>/{card.json, weights.safetensors, architecture.json}`."""
 
-from cluster.store import Corrupt, Store
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.backends import Corrupt
+from cluster.store import Store
 from interp.identity import canonical_json, parse_json
 from interp.policies.bundle import PolicyBundle, PolicyCard
-from interp.policies.token_lstm import TokenLstmPolicy
+from interp.policies.policy import PolicyNetwork
 
 
 def save(
-    store: Store, bundle: PolicyBundle, *, name: str, run: str, step: int, world: str
+    store: Store,
+    bundle: PolicyBundle,
+    *,
+    name: str,
+    run: str,
+    step: int,
+    world: str,
+    source: Mapping[str, Any] | None = None,
 ) -> PolicyCard:
     """Writes the policy, card last, so that a policy with a card is whole; the first card of a policy stands."""
     policy = bundle.open()
@@ -19,6 +30,7 @@ def save(
         world=world,
         num_parameters=sum(parameter.numel() for parameter in policy.parameters()),
         sites=dict(policy.sites),
+        source=dict(source or {}),
     )
     folder = f"policies/{card.policy_id}"
     store.ensure(f"{folder}/weights.safetensors", bundle.weights)
@@ -48,8 +60,8 @@ def list_cards(store: Store) -> list[PolicyCard]:
     return [read_card(store, key.split("/")[1]) for key in keys if key.endswith("/card.json")]
 
 
-def load(store: Store, policy_id: str) -> TokenLstmPolicy:
-    """The policy, after checking that its weights are the ones that its id names."""
+def read_bundle(store: Store, policy_id: str) -> PolicyBundle:
+    """Weights and architecture, after checking that they are the ones that the id names."""
     read_card(store, policy_id)
     folder = f"policies/{policy_id}"
     source = f"{folder}/architecture.json"
@@ -62,4 +74,21 @@ def load(store: Store, policy_id: str) -> TokenLstmPolicy:
             f"{folder}/weights.safetensors: its content is that of policy {bundle.policy_id}; "
             "remove the folder and fetch or train the policy again"
         )
-    return bundle.open()
+    return bundle
+
+
+def load(store: Store, policy_id: str) -> PolicyNetwork:
+    """The policy, ready to play; checked as `read_bundle` does."""
+    return read_bundle(store, policy_id).open()
+
+
+def save_untrained(store: Store, card: PolicyCard, *, seed: int) -> PolicyCard:
+    """A fresh copy of a policy's network, for the control that every score stands beside."""
+    return save(
+        store,
+        read_bundle(store, card.policy_id).untrained(seed),
+        name=card.name,
+        run=f"untrained copy of {card.policy_id}, seed {seed}",
+        step=0,
+        world=card.world,
+    )

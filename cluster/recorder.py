@@ -18,7 +18,7 @@ from cluster.store import Store
 from cluster.studio import Studio
 from interp.recording import episode_rows
 from interp.rollout import Capture, CaptureSteps, EveryStep, Trial, check_sites, roll
-from interp.worlds.labels import LABELS, check_labels, compute_labels
+from interp.worlds.labels import check_labels, compute_labels
 from interp.worlds.world import WorldFactory
 
 
@@ -32,8 +32,8 @@ class RecordingConfig:
     """Episodes; each plays all agents of one map to its end."""
     sites: tuple[str, ...] = ("lstm.h", "lstm.c")
     """Sites of the policy whose activations are kept."""
-    labels: tuple[str, ...] = tuple(LABELS)
-    """Ground-truth labels to compute."""
+    labels: tuple[str, ...] | None = None
+    """Ground-truth labels to compute; by default all that the world has."""
     episodes_per_shard: int = 16
     """Episodes of one shard, the unit of work of an actor."""
 
@@ -45,7 +45,13 @@ class RecordingConfig:
             raise ValueError(
                 f"first_env_seed {self.first_env_seed}: from 0 to 2**31 - num_episodes, which is what maps accept"
             )
-        check_labels(self.labels)
+
+    def labels_in(self, factory: WorldFactory) -> tuple[str, ...]:
+        """The labels to compute in that world; ValueError if it lacks one."""
+        if self.labels is None:
+            return tuple(factory.labels)
+        check_labels(self.labels, factory.labels)
+        return self.labels
 
     @property
     def env_seeds(self) -> range:
@@ -67,7 +73,7 @@ def plan_recording(
     observations and its choices are ignored. That is how two policies are compared on the same states.
 
     Raises:
-        ValueError: a site that the policy lacks.
+        ValueError: a site that the policy lacks, or a label that the world lacks.
         FileNotFoundError: a policy, or a recording to replay, that is not in the store.
     """
     card = policies.read_card(store, policy_id)
@@ -83,7 +89,7 @@ def plan_recording(
             "world": factory.config,
             "step": card.step,
             "site_widths": {site: card.sites[site] for site in config.sites},
-            "labels": {name: LABELS[name].definition for name in config.labels},
+            "labels": {name: factory.labels[name].definition for name in config.labels_in(factory)},
             "steps": {"kind": type(steps).__name__, "every": getattr(steps, "every", 1)},
             "first_env_seed": config.first_env_seed,
             "num_episodes": config.num_episodes,

@@ -19,7 +19,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.store import Conflict, Corrupt, Store
+from cluster.backends import Conflict, Corrupt
+from cluster.store import Store
 from interp.identity import ID_DIGITS, canonical_json, content_id, parse_json, sha256
 
 VERSION = 1

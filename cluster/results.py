@@ -13,8 +13,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.backends import Corrupt
 from cluster.recordings import parquet_bytes
-from cluster.store import Corrupt, Store
+from cluster.store import Store
 from interp.identity import canonical_json, content_id, parse_json, sha256
 
 Kind = Literal["concepts", "effects", "lineages", "returns", "windows"]

@@ -32,6 +32,8 @@ class ScoreConcepts:
     random_init_recording_id: str
     """The untrained policy on the same observations."""
     random_init_dict_id: str
+    factory: WorldFactory
+    """World of both recordings, which says of what kind its labels are."""
     labels: tuple[str, ...]
     split: Split
     config: ScoringConfig
@@ -70,6 +72,7 @@ class ScoreConcepts:
             random_init,
             self.config,
             seed=self.seed,
+            known_labels=self.factory.labels,
             identity={
                 "policy_id": recordings.open_manifest(store, self.recording_id).plan.inputs[
                     "policy"
@@ -134,7 +137,10 @@ def read_tracks(
 
 @dataclass(frozen=True)
 class ShowConcepts:
-    """Task: windows of the strongest held-out responses of some latents, played again from their seeds."""
+    """Task: windows of the strongest held-out responses of some latents, played again from their seeds.
+
+    They are drawn on the world's map, so a world without one is refused.
+    """
 
     policy_id: str
     factory: WorldFactory
@@ -144,6 +150,12 @@ class ShowConcepts:
     split: Split
     num_windows: int = 3
     """Windows of each latent."""
+
+    def __post_init__(self) -> None:
+        if not self.factory.spec.has_map:
+            raise ValueError(
+                f"world {self.factory.name} has no map to draw windows on; leave this stage out"
+            )
 
     @property
     def key(self) -> str:

@@ -45,7 +45,7 @@ class StagedActivations:
 def stage(store: Store, recording_id: str, site: str, split: Split) -> StagedActivations:
     """Reads the recording as a Ray Dataset, checks that every row came, and writes the arrays for trials to map."""
     identity = content_id("a", {"recording": recording_id, "site": site, "split": asdict(split)})
-    folder = store.local_path(f"scratch/activations/{identity}")
+    folder = store.workspace("activations") / identity
     staged = StagedActivations(
         train_path=folder / "train.npy", held_out_path=folder / "held_out.npy"
     )

@@ -3,17 +3,16 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 
+from cluster import recordings
 from cluster.results import Kind, read_table
 from cluster.store import Store
 from interp.concepts.windows import window_from_json
 from interp.identity import canonical_json, parse_json
 from interp.report.document import Report, figures, render
 from interp.study import Study
-from interp.worlds.labels import LABELS
 
 REPORT = "report.html"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -55,7 +54,13 @@ def report_of(store: Store, study: Study) -> Report:
             window_from_json(text)
             for text in (windows.column("window").to_pylist() if study.windows else ())
         ),
-        label_definitions={name: label.definition for name, label in LABELS.items()},
+        label_definitions={
+            name: definition
+            for entry in study.recordings
+            for name, definition in recordings.open_manifest(store, entry.recording_id)
+            .plan.config["labels"]
+            .items()
+        },
     )
 
 
@@ -73,13 +78,13 @@ def find_same(store: Store, study: Study) -> Study | None:
     return before if replace(before, wall_s=study.wall_s) == study else None
 
 
-def draw_report(store: Store, report: Report) -> Path:
-    """Writes figures and page; returns the path of the page."""
+def draw_report(store: Store, report: Report) -> str:
+    """Writes figures and page; returns the address of the page."""
     name = report.study.study
     for figure, svg in figures(report).items():
         store.replace(_key(name, f"figures/{figure}.svg"), svg.encode())
     store.replace(_key(name, REPORT), render(report).encode())
-    return report_path(store, name)
+    return report_address(store, name)
 
 
 def save_study(store: Store, study: Study) -> None:
@@ -98,9 +103,9 @@ def save_times(store: Store, name: str, wall_s: Mapping[str, float]) -> None:
     store.replace(f"scratch/studies/{name}.json", canonical_json(dict(wall_s)))
 
 
-def report_path(store: Store, name: str) -> Path:
+def report_address(store: Store, name: str) -> str:
     """Where the page of a study is."""
-    return store.local_path(_key(name, REPORT))
+    return store.address(_key(name, REPORT))
 
 
 def _key(name: str, file: str) -> str:

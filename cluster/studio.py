@@ -11,7 +11,7 @@ import torch
 
 from cluster import policies
 from cluster.store import Store
-from interp.policies.token_lstm import TokenLstmPolicy
+from interp.policies.policy import PolicyNetwork
 from interp.worlds.world import World, WorldFactory
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -26,7 +26,7 @@ class Studio:
         self.policy = lru_cache(maxsize=16)(self._policy)
         self.world = lru_cache(maxsize=4)(self._world)
 
-    def _policy(self, policy_id: str) -> TokenLstmPolicy:
+    def _policy(self, policy_id: str) -> PolicyNetwork:
         return policies.load(self.store, policy_id)
 
     def _world(self, factory: WorldFactory, num_worlds: int) -> World:

@@ -8,13 +8,15 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
 from cluster import policies
-from cluster.store import Corrupt, Store
+from cluster.backends import Corrupt
+from cluster.store import Store
 from interp.identity import canonical_json, content_id, parse_json
 from interp.policies.bundle import PolicyBundle, PolicyCard
 from interp.policies.ppo import PpoConfig, PpoProgress, Trainer
@@ -27,13 +29,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
-    """A finished training run."""
+    """A training run, whether it took place here or elsewhere."""
 
     run_id: str
     name: str
     world: str
     checkpoints: tuple[PolicyCard, ...]
-    """From step 0 to the last, ascending."""
+    """Ascending; of a run that was trained here from step 0."""
+
+    @property
+    def untrained(self) -> PolicyCard | None:
+        """The checkpoint before training, if the run has it."""
+        return self.checkpoints[0] if self.checkpoints[0].step == 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +64,25 @@ def run_name(config: PpoConfig, factory: MettagridFactory) -> str:
 
 def find_run(store: Store, config: PpoConfig, factory: MettagridFactory) -> TrainedRun | None:
     """The finished run of this config, or None."""
-    key = _run_key(run_id(config, factory))
-    if not store.exists(key):
-        return None
+    identity = run_id(config, factory)
+    return _read_run(store, identity) if store.exists(_run_key(identity)) else None
+
+
+def list_runs(store: Store) -> list[TrainedRun]:
+    """All finished runs of the store."""
+    return [_read_run(store, Path(key).stem) for key in store.list("training")]
+
+
+def _read_run(store: Store, identity: str) -> TrainedRun:
+    key = _run_key(identity)
     record = parse_json(store.get(key), source=key)
+    cards = tuple(policies.read_card(store, policy_id) for policy_id in record["checkpoints"])
+    world = record["world"]["name"]
     return TrainedRun(
-        run_id=run_id(config, factory),
-        name=run_name(config, factory),
-        world=factory.name,
-        checkpoints=tuple(
-            policies.read_card(store, policy_id) for policy_id in record["checkpoints"]
-        ),
+        run_id=identity,
+        name=f"{world}-s{record['config']['seed']}",
+        world=world,
+        checkpoints=cards,
     )
 
 

@@ -5,6 +5,7 @@ Asking for the same thing twice is therefore a no-op, and every figure can be tr
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -54,8 +55,8 @@ def _plain(value: object) -> dict[str, Any]:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is repeated")
+        (repeated, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {repeated!r:.120} is repeated")
     return content
 
 

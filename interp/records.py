@@ -5,6 +5,7 @@ R rows of a batch (worlds x agents) · T steps of an episode · S = T + 1 states
 D activation width · F latents · L labels · H, W rows and columns of a map · C checkpoints.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -35,7 +36,7 @@ SITE_PREFIX = "site."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the simulator knew during one episode: the source of every ground-truth label.
+    """What mettagrid knew during one episode: the source of every ground-truth label of its worlds.
 
     State t (first axis, S = T + 1 long) is what the agents saw *before* action t; the last state follows the last
     action. Objects other than agents do not move, so one map serves the whole episode.
@@ -63,6 +64,32 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VariableLabel:
+    """A label that holds where one ground-truth variable lies in a range fixed by its world, never by the data."""
+
+    name: str
+    kind: LabelKind
+    definition: str
+    variable: str
+    at_least: float = -math.inf
+    below: float = math.inf
+    after_action: bool = False
+    """Whether it reads the state after action t instead of the one before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What a simulator without a map of ours knew during one episode: named variables, and the labels over them.
+
+    State t (first axis, S = T + 1 long) is the one *before* action t; the last state follows the last action.
+    """
+
+    variables: Mapping[str, Float32[np.ndarray, "S A"]]
+    """Hidden ones too, for instance the velocities that a mask keeps from the policy."""
+    labels: Mapping[str, VariableLabel]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
     """One world played once by all of its agents: the independent unit of every statistic in Sparsight."""
 
@@ -76,7 +103,7 @@ class Episode:
     """Steps at which activations were captured, ascending."""
     activations: Mapping[str, Float32[np.ndarray, "T_ A D"]] = field(default_factory=dict)
     """Site name -> activations at the captured steps."""
-    facts: Facts | None = None
+    facts: Facts | Trace | None = None
     """None if the rollout was asked not to collect them."""
 
     @property

@@ -3,7 +3,7 @@
 Every stage asks the store first, so the same command goes on after an interruption and is quick when all is there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import tyro
 
+from cluster import policies
 from cluster.dictionaries import SweepResult, TrainDictionary, load as load_dictionary
 from cluster.evaluation import UNIFORM, Evaluate, ReturnEstimate
 from cluster.evolution import lineage_tasks
@@ -25,20 +26,28 @@ from cluster.studies import (
     draw_report,
     find_same,
     read_times,
+    report_address,
     report_of,
-    report_path,
     save_study,
     save_times,
 )
 from cluster.training import TrainedRun
+from cluster.trajectories import open_run
 from interp.dictionaries.training import SaeConfig
+from interp.policies.bundle import PolicyCard
 from interp.steering.arms import SteeredLatent
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
-from interp.worlds.labels import LABELS
+from interp.worlds.catalogue import load_world
 from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.world import WorldFactory
 from jobs.progress import Reporter, Stage, SweepNote, TrainingNote
-from jobs.recipes import PIPELINES, PipelineConfig
+from jobs.recipes import (
+    PIPELINES,
+    DemoPipelineConfig,
+    PipelineConfig,
+    TrainDemoConfig,
+    TrainedPipelineConfig,
+)
 from jobs.summary import print_summary
 
 
@@ -102,11 +111,8 @@ class _Pipeline:
         self.laboratory = laboratory
         self.store = laboratory.store
         self.reporter = reporter
-        worlds = dict.fromkeys(config.train.worlds)
-        self.factories = {
-            factory.name: factory for factory in (MettagridFactory.load(world) for world in worlds)
-        }
-
+        self.factories: dict[str, WorldFactory] = {}
+        """World of every run, by its name; known once the runs are."""
         self.wall_s = read_times(self.store, config.study)
 
     @contextmanager
@@ -120,7 +126,13 @@ class _Pipeline:
             save_times(self.store, self.config.study, self.wall_s)
 
     def run(self) -> Study:
-        runs = self._train()
+        match self.config:
+            case DemoPipelineConfig(train=train):
+                runs = self._train(train)
+            case TrainedPipelineConfig() as trained:
+                runs = self._open(trained)
+            case other:
+                raise TypeError(f"no pipeline for {type(other).__name__}")
         returns, random_returns = self._evaluate(runs)
         recorded = self._record(runs)
         sweep = self._sweep(recorded[0])
@@ -135,9 +147,9 @@ class _Pipeline:
             policies=tuple(
                 PolicyEntry(
                     policy_id=card.policy_id,
-                    name=card.name,
-                    run=card.run,
-                    world=card.world,
+                    name=run.name,
+                    run=run.run_id,
+                    world=run.world,
                     step=card.step,
                     return_mean=returns[card.policy_id].mean,
                     return_se=returns[card.policy_id].se,
@@ -171,7 +183,7 @@ class _Pipeline:
                 draw_report(self.store, report)
             study = replace(study, wall_s=dict(self.wall_s))
             save_study(self.store, study)
-        print_summary(self.reporter, report, report_path(self.store, study.study))
+        print_summary(self.reporter, report, report_address(self.store, study.study))
         return before or study
 
     def _seeds(self, runs: list[TrainedRun]) -> dict[str, int]:
@@ -179,22 +191,56 @@ class _Pipeline:
         config = self.config
         return {
             "study": config.seed,
-            **{
-                f"train.{run.name}": seed
-                for run, seed in zip(runs, config.train.seeds, strict=True)
-            },
+            **(
+                {
+                    f"train.{run.name}": seed
+                    for run, seed in zip(runs, config.train.seeds, strict=True)
+                }
+                if isinstance(config, DemoPipelineConfig)
+                else {}
+            ),
             "evaluate.first_env_seed": config.evaluate.first_env_seed,
             "record.first_env_seed": config.record.first_env_seed,
             "steer.first_env_seed": config.steer.first_env_seed,
             "evolve.first_env_seed": config.evolve.first_env_seed,
         }
 
-    def _train(self) -> list[TrainedRun]:
+    def _train(self, config: TrainDemoConfig) -> list[TrainedRun]:
+        worlds = dict.fromkeys(config.worlds)
+        self.factories = _by_name(MettagridFactory.load(world) for world in worlds)
         with self._stage("train") as stage:
-            runs = self.laboratory.train(self.config.train.runs, TrainingNote(stage))
+            runs = self.laboratory.train(config.runs, TrainingNote(stage))
         self.reporter.done(
             "train",
             ", ".join(f"{run.name} ({len(run.checkpoints)} checkpoints)" for run in runs),
+        )
+        return runs
+
+    def _open(self, config: TrainedPipelineConfig) -> list[TrainedRun]:
+        """The runs that the user named, fetched and kept as policies of the store."""
+        names = config.names or (None,) * len(config.policies)
+        with self._stage("open") as stage:
+            runs = [
+                open_run(
+                    self.store,
+                    uri,
+                    choice=config.checkpoints,
+                    name=name,
+                    world=config.world,
+                    note=stage.update,
+                )
+                for uri, name in zip(config.policies, names, strict=True)
+            ]
+        worlds = {run.world: load_world(run.world) for run in runs}
+        self.factories = _by_name(worlds.values())
+        runs = [replace(run, world=worlds[run.world].name) for run in runs]
+        taken = [run.name for run in runs]
+        if repeated := {name for name in taken if taken.count(name) > 1}:
+            raise ValueError(
+                f"two runs are called {min(repeated)!r}; give every run a name of its own with --names"
+            )
+        self.reporter.done(
+            "open", ", ".join(f"{run.name} ({len(run.checkpoints)} checkpoints)" for run in runs)
         )
         return runs
 
@@ -238,7 +284,7 @@ class _Pipeline:
             replays = [
                 plan_recording(
                     self.store,
-                    run.checkpoints[0].policy_id,
+                    self._untrained(run).policy_id,
                     factory,
                     untrained_config,
                     replay_of=manifest.plan.recording_id,
@@ -254,6 +300,11 @@ class _Pipeline:
                 runs, factories, played, shown, strict=True
             )
         ]
+
+    def _untrained(self, run: TrainedRun) -> PolicyCard:
+        """The checkpoint before training, or else a fresh copy of the same network."""
+        last = run.checkpoints[-1]
+        return run.untrained or policies.save_untrained(self.store, last, seed=self.config.seed)
 
     def _sweep(self, first: _Recorded) -> SweepResult:
         """All trials on the first run; its chosen recipe serves for the others."""
@@ -308,7 +359,8 @@ class _Pipeline:
                 dict_id=one.dictionary.dict_id,
                 random_init_recording_id=one.recorded.untrained.plan.recording_id,
                 random_init_dict_id=one.untrained.dict_id,
-                labels=config.record.labels,
+                factory=one.recorded.factory,
+                labels=config.record.labels_in(one.recorded.factory),
                 split=config.split,
                 config=config.score,
                 seed=config.seed,
@@ -348,11 +400,16 @@ class _Pipeline:
 
     def _steer(self, scored: list[_Scored]) -> tuple[str, ...]:
         config = self.config
-        behaviours = [name for name in config.record.labels if LABELS[name].kind == "behavioural"]
         questions = []
         for one in scored:
+            factory = one.recorded.factory
+            behaviours = [
+                name
+                for name in config.record.labels_in(factory)
+                if factory.labels[name].kind == "behavioural"
+            ]
             asked = {"seed": config.seed, "labels": behaviours}
-            subject = (one.recorded.policy_id, one.recorded.factory)
+            subject = (one.recorded.policy_id, factory)
             question = effects_question(
                 *subject, one.concepts_id, one.latents, config.steer, **asked
             )
@@ -408,14 +465,20 @@ class _Pipeline:
                 split=self.config.split,
             )
             for one in scored
-            if one.latents
+            if one.latents and one.recorded.factory.spec.has_map
         ]
         with self._stage("show") as stage:
             tables = self.laboratory.answer(tasks, stage.update)
+        without_map = [name for name, factory in self.factories.items() if not factory.spec.has_map]
+        skipped = f"; none of {', '.join(without_map)}, which has no map" if without_map else ""
         self.reporter.done(
-            "show", f"{sum(len(table) for table in tables)} windows of strongest responses"
+            "show", f"{sum(len(table) for table in tables)} windows of strongest responses{skipped}"
         )
         return tuple(task.question.id for task in tasks)
+
+
+def _by_name(factories: Iterable[WorldFactory]) -> dict[str, WorldFactory]:
+    return {factory.name: factory for factory in factories}
 
 
 def _recording_entry(manifest: Manifest) -> RecordingEntry:

@@ -1,40 +1,86 @@
-"""List the policies of a store, or show one: source run, step, architecture and the sites that can be recorded."""
+"""List, show and fetch policies: what a file, a W&B run or the store holds, without running code from it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster import policies
 from cluster.store import Store
+from cluster.trajectories import Checkpoint, Trajectory, choose, fetched, list_checkpoints, open_run
+from interp.policies.bundle import PolicyBundle
+from interp.policies.formats.reading import read_policy_file
+from interp.policies.policy_file import PolicyFile
+from interp.policies.recognition import recognise
+from jobs.progress import Reporter
+
+SHORT = 100
+"""Characters of a metadata value that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class List:
+    """The policies of a store."""
+
     store: str = "./store"
-    """Folder in which everything rests."""
-    show: str | None = None
-    """Policy id to show; all are listed without it."""
+    """Folder or s3://bucket/prefix in which everything rests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """The card of a policy, whether it can be run or not: source, tensors, architecture, sites, metadata."""
+
+    uri: tyro.conf.Positional[str]
+    """A policy id of the store, or an address: entity/project/run_id, entity/project/name:alias, s3://bucket/key,
+    zoo:name, a file or a folder."""
+    checkpoints: str = "last"
+    """Which checkpoints to open: all, last, log:N, A:B; the others are only listed."""
+    store: str = "./store"
+    """Folder or s3://bucket/prefix in which everything rests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Fetch policies into the store, so that they can be recorded, swept and steered."""
+
+    uri: tyro.conf.Positional[str]
+    """As for `show`."""
+    checkpoints: str = "all"
+    """Which checkpoints: all, last, log:N, A:B."""
+    name: str | None = None
+    """What to call the run; by default as its source does."""
+    world: str | None = None
+    """World to play in, if the policy does not say which one it was trained in."""
+    store: str = "./store"
+    """Folder or s3://bucket/prefix in which everything rests."""
+
+
+Verb = (
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Fetch, tyro.conf.subcommand("fetch")]
+)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line and prints."""
-    config = tyro.cli(Config, args=list(arguments), prog="sparsight policies", description=__doc__)
-    store = Store.open(config.store)
-    console = Console()
-    if config.show is not None:
-        card = policies.read_card(store, config.show)
-        policies.load(
-            store, config.show
-        )  # a card is only worth showing if the weights are what it says
-        console.print(f"{card.policy_id}  {card.name}, step {card.step:,} of run {card.run}")
-        console.print(f"world       {card.world}\nparameters  {card.num_parameters:,}")
-        sites = ", ".join(f"{site} [{width}]" for site, width in card.sites.items())
-        console.print(f"sites       {sites}", markup=False)
-        return
+    verb = tyro.cli(Verb, args=list(arguments), prog="sparsight policies", description=__doc__)
+    match verb:
+        case List(store=store):
+            print_policies(Store.open(store))
+        case Show() as show:
+            print_cards(Store.open(show.store), show)
+        case Fetch() as fetch:
+            fetch_run(fetch)
+
+
+def print_policies(store: Store) -> None:
+    """A table of all policies of a store, run by run."""
     table = Table(box=SIMPLE_HEAD)
     for heading in ("policy", "name", "step", "world", "run"):
         table.add_column(
@@ -44,4 +90,119 @@ def main(arguments: Sequence[str]) -> None:
         )
     for card in sorted(policies.list_cards(store), key=lambda card: (card.name, card.step)):
         table.add_row(card.policy_id, card.name, f"{card.step:,}", card.world, card.run)
+    Console().print(table)
+
+
+def print_cards(store: Store, show: Show) -> None:
+    """What is known of each chosen checkpoint, and of the run behind it."""
+    console = Console(highlight=False)
+    if show.uri.startswith("p-") and store.exists(f"policies/{show.uri}/card.json"):
+        card = policies.read_card(store, show.uri)
+        _print_fields(
+            console,
+            {
+                "policy": f"{card.policy_id}  {card.name}, step {card.step:,} of run {card.run}",
+                "world": card.world,
+                **_network_fields(policies.read_bundle(store, show.uri)),
+                **{f"source.{key}": value for key, value in card.source.items()},
+            },
+        )
+        return
+    trajectory = list_checkpoints(store, show.uri)
+    listed = trajectory.checkpoints
+    _print_run(console, trajectory)
+    for checkpoint in choose(listed, [one.order for one in listed], show.checkpoints):
+        _print_checkpoint(console, store, checkpoint)
+
+
+def _print_run(console: Console, trajectory: Trajectory) -> None:
+    labels = [one.label for one in trajectory.checkpoints]
+    shown = ", ".join(labels if len(labels) <= 8 else [*labels[:4], "...", *labels[-3:]])
+    _print_fields(
+        console,
+        {
+            "run": trajectory.name,
+            "checkpoints": f"{len(labels)}: {shown}",
+            **{f"run.{key}": value for key, value in trajectory.about.items()},
+        },
+    )
+
+
+def _print_checkpoint(console: Console, store: Store, checkpoint: Checkpoint) -> None:
+    if isinstance(checkpoint.place, str):
+        print_cards(store, Show(uri=checkpoint.place, store=store.url))
+        return
+    with fetched(checkpoint) as path:
+        file = read_policy_file(path)
+    num_parameters = sum(tensor.numel() for tensor in file.tensors.values())
+    table = Table("tensor", "shape", "dtype", box=SIMPLE_HEAD)
+    for name, tensor in file.tensors.items():
+        table.add_row(name, " x ".join(map(str, tensor.shape)), str(tensor.dtype).split(".")[-1])
+    console.print()
+    _print_fields(
+        console,
+        {
+            "checkpoint": checkpoint.label,
+            "format": file.format,
+            "sha256": file.sha256,
+            "size": f"{num_parameters:,} numbers in {len(file.tensors)} tensors",
+            **_recognised_fields(file),
+            **{f"source.{key}": value for key, value in checkpoint.metadata.items()},
+            **{f"file.{key}": value for key, value in file.metadata.items()},
+        },
+    )
     console.print(table)
+
+
+def _recognised_fields(file: PolicyFile) -> dict[str, Any]:
+    try:
+        bundle = recognise(file)
+    except ValueError as error:
+        return {"cannot run": str(error)}
+    return {"policy": bundle.policy_id, **_network_fields(bundle)}
+
+
+def _network_fields(bundle: PolicyBundle) -> dict[str, Any]:
+    policy = bundle.open()
+    return {
+        "architecture": bundle.architecture["family"],
+        "parameters": f"{sum(parameter.numel() for parameter in policy.parameters()):,}",
+        "sites": ", ".join(f"{site} [{width}]" for site, width in policy.sites.items()),
+        "actions": ", ".join(policy.action_names),
+    }
+
+
+def _print_fields(console: Console, fields: Mapping[str, Any]) -> None:
+    """Two columns; what a file says of itself may be long, so it is cut, and may not style the terminal."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in fields.items():
+        text = str(value)
+        spoken = name.startswith(("file.", "source.", "run."))
+        table.add_row(
+            _plain(name), _plain(text[:SHORT] + "..." if spoken and len(text) > SHORT else text)
+        )
+    console.print(table)
+
+
+def _plain(text: str) -> str:
+    """Without markup and without characters that a terminal would obey."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+def fetch_run(fetch: Fetch) -> None:
+    """Keeps the chosen checkpoints as policies of the store, and lists them."""
+    store = Store.open(fetch.store)
+    store.probe()
+    reporter = Reporter()
+    with reporter.stage("fetch") as stage:
+        run = open_run(
+            store,
+            fetch.uri,
+            choice=fetch.checkpoints,
+            name=fetch.name,
+            world=fetch.world,
+            note=stage.update,
+        )
+    reporter.done("fetch", f"{len(run.checkpoints)} checkpoints of {run.name}")
+    for card in run.checkpoints:
+        print(f"{card.policy_id}  step {card.step:,}")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import tyro
+
 from cluster.evaluation import EvaluationConfig
 from cluster.evolution import EvolutionConfig
 from cluster.recorder import RecordingConfig
@@ -82,7 +84,7 @@ class SweepConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineConfig:
-    """The main job: from nothing to a report about the concepts of trained policies."""
+    """What every pipeline has in common: from trained policies to a report about their concepts."""
 
     store: str = "./store"
     """Folder in which everything rests; a second run finds it there."""
@@ -96,7 +98,6 @@ class PipelineConfig:
     """Worlds that an actor plays at once while recording. Never changes a number."""
     concepts_per_policy: int = 2
     """Concepts of each policy that are steered, followed over training and shown."""
-    train: TrainDemoConfig = field(default_factory=TrainDemoConfig)
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
     record: RecordingConfig = field(default_factory=RecordingConfig)
     split: Split = field(default_factory=Split)
@@ -132,5 +133,40 @@ class PipelineConfig:
                 )
 
 
-DEMO = PipelineConfig()
-PIPELINES = {"demo": ("Everything once, small: about 6 minutes on 2 cores", DEMO)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoPipelineConfig(PipelineConfig):
+    """The main job on policies that it trains itself first."""
+
+    train: TrainDemoConfig = field(default_factory=TrainDemoConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedPipelineConfig(PipelineConfig):
+    """The main job on policies that were trained elsewhere."""
+
+    policies: tuple[str, ...]
+    """Address of each training run or policy: entity/project/run_id, entity/project/name:alias, s3://bucket/key,
+    zoo:name, a file or a folder."""
+    checkpoints: str = "all"
+    """Which checkpoints of each run: all, last, log:N (N, evenly on a logarithmic scale), A:B (by steps)."""
+    names: tuple[str, ...] = ()
+    """What to call each run in the report; by default as its source does."""
+    world: str | None = None
+    """World to play in; by default the one that each policy says it was trained in."""
+
+    def __post_init__(self) -> None:
+        PipelineConfig.__post_init__(self)
+        if self.names and len(self.names) != len(self.policies):
+            raise ValueError(
+                f"{len(self.policies)} policies but {len(self.names)} names; give one name for each policy"
+            )
+
+
+DEMO = DemoPipelineConfig()
+PIPELINES: dict[str, tuple[str, PipelineConfig]] = {
+    "demo": ("Everything once, small, on policies trained first: about 6 minutes on 2 cores", DEMO),
+    "trained": (
+        "The same on policies that you have: --policies entity/project/run_id, a file, s3://...",
+        TrainedPipelineConfig(policies=tyro.MISSING),
+    ),
+}

@@ -10,7 +10,7 @@ from cluster.laboratory import Laboratory
 from cluster.recorder import RecordingConfig, plan_recording
 from cluster.store import Store
 from interp.rollout import CaptureSteps, EveryStep
-from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.catalogue import load_world
 from jobs.progress import Reporter
 
 
@@ -19,7 +19,8 @@ class Config:
     policy: str
     """Policy id; `sparsight policies` lists them."""
     world: str | None = None
-    """Preset or MettaGridConfig .json file; by default the preset that the policy was trained in."""
+    """Preset, MettaGridConfig .json file or gym:ENV_ID[?mask=1,3&max_steps=200]; by default the world that the policy
+    was trained in, if its card tells."""
     store: str = "./store"
     """Folder in which everything rests."""
     actors: int | None = None
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     store = Store.open(config.store)
     store.probe()
     world = config.world or policies.read_card(store, config.policy).world
-    factory = MettagridFactory.load(world)
+    factory = load_world(world)
     plan = plan_recording(store, config.policy, factory, config.record, steps=config.steps)
     reporter = Reporter()
     laboratory = Laboratory(

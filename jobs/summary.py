@@ -1,7 +1,5 @@
 """What a person reads at the end of the main job."""
 
-from pathlib import Path
-
 from rich.box import SIMPLE
 from rich.table import Table
 
@@ -9,7 +7,7 @@ from interp.report.document import Report
 from jobs.progress import Reporter
 
 
-def print_summary(reporter: Reporter, report: Report, path: Path) -> None:
+def print_summary(reporter: Reporter, report: Report, address: str) -> None:
     """A table of the named concepts, and where the report is."""
     table = Table(
         title=f"Concepts of study {report.study.study}: held-out AUROC beside its controls",
@@ -34,4 +32,4 @@ def print_summary(reporter: Reporter, report: Report, path: Path) -> None:
         )
     console = reporter.console
     console.print(table)
-    console.print(f"done in {reporter.elapsed_s:.0f} s; the report is\n  {path}", soft_wrap=True)
+    console.print(f"done in {reporter.elapsed_s:.0f} s; the report is\n  {address}", soft_wrap=True)

@@ -29,7 +29,7 @@ from interp.concepts.scoring import (
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
 from interp.stats import benjamini_hochberg
-from interp.worlds.labels import LABELS
+from interp.worlds.labels import LABELS, WorldLabel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +114,12 @@ def score_concepts(
     *,
     seed: int,
     identity: Mapping[str, str],
+    known_labels: Mapping[str, WorldLabel] = LABELS,
 ) -> pa.Table:
     """The table of all live latents against all labels.
 
-    `identity` gives the columns policy_id, policy_name, dict_id and site. Rows are ordered by label, then by latent.
+    `identity` gives the columns policy_id, policy_name, dict_id and site, `known_labels` (those of the world) the kind
+    of every label. Rows are ordered by label, then by latent.
     """
     train, held_out = policy.train, policy.held_out
     labels = held_out.label_names
@@ -163,7 +165,7 @@ def score_concepts(
             "concept": f"{label}:{live[f]}" if concept_of.get(ell) == f else None,
             "latent": int(live[f]),
             "label": label,
-            "kind": LABELS[label].kind,
+            "kind": known_labels[label].kind,
             "auroc": float(held_out_table.auroc_FC[f, ell]),
             "auroc_lo": float(interval.lo[f, ell]),
             "auroc_hi": float(interval.hi[f, ell]),

@@ -1,11 +1,11 @@
 """A policy as it lies in the store: weights as safetensors, architecture as JSON, and a card for people.
 
 The id of a policy is a hash of its weights and architecture: the same network is the same policy, however it came here.
-No code is ever read from a bundle: the architecture's family chooses one of the readers below.
+No code is ever read from a bundle: the architecture's family chooses one of our networks.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from interp.identity import ID_DIGITS, canonical_json, sha256
-from interp.policies.token_lstm import FAMILY, TokenLstmArchitecture, TokenLstmPolicy
+from interp.policies.families import Architecture, build
+from interp.policies.policy import PolicyNetwork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class PolicyCard:
     num_parameters: int
     sites: Mapping[str, int]
     """Site -> width of every activation that can be recorded or edited."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Where it came from, if it was not trained here: its address, format, sha256 and what was said of it there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +44,7 @@ class PolicyBundle:
     """A safetensors file."""
 
     @classmethod
-    def of(
-        cls, architecture: TokenLstmArchitecture, weights: Mapping[str, Tensor]
-    ) -> "PolicyBundle":
+    def of(cls, architecture: Architecture, weights: Mapping[str, Tensor]) -> "PolicyBundle":
         return cls(
             architecture=architecture.to_json(),
             weights=save({name: tensor.contiguous() for name, tensor in weights.items()}),
@@ -54,18 +55,13 @@ class PolicyBundle:
         digest = sha256(canonical_json(self.architecture) + sha256(self.weights).encode())
         return f"p-{digest[:ID_DIGITS]}"
 
-    def open(self) -> TokenLstmPolicy:
+    def open(self) -> PolicyNetwork:
         """The policy, ready to play.
 
         Raises:
             ValueError: unknown family, or tensors that are missing, unknown, of the wrong shape or not finite.
         """
-        family = self.architecture.get("family")
-        if family != FAMILY:
-            raise ValueError(
-                f"policy {self.policy_id}: architecture family {family!r}; known: {FAMILY!r}"
-            )
-        architecture = TokenLstmArchitecture.from_json(self.architecture)
+        policy = self._network()
         try:
             weights = load(self.weights)
         except SafetensorError as error:
@@ -73,7 +69,6 @@ class PolicyBundle:
         for name, tensor in weights.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"policy {self.policy_id}: tensor {name} holds NaN or infinity")
-        policy = TokenLstmPolicy(architecture)
         try:
             policy.load_state_dict(weights)
         except RuntimeError as error:
@@ -81,3 +76,19 @@ class PolicyBundle:
         policy.requires_grad_(False)
         policy.refresh()
         return policy
+
+    def untrained(self, seed: int) -> "PolicyBundle":
+        """The same network with fresh weights, the same for the same seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            weights = self._network().state_dict()
+        return PolicyBundle(
+            architecture=self.architecture,
+            weights=save({name: tensor.contiguous() for name, tensor in weights.items()}),
+        )
+
+    def _network(self) -> PolicyNetwork:
+        try:
+            return build(self.architecture)
+        except ValueError as error:
+            raise ValueError(f"policy {self.policy_id}: {error}") from error

@@ -1,11 +1,12 @@
 """What the rollout loop needs of a policy."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.policies.taps import Tap
 
@@ -41,3 +42,24 @@ class Policy(Protocol):
         ...
 
     def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step: ...
+
+
+class PolicyNetwork(nn.Module, ABC):
+    """A policy that is a network of ours, so that its weights can be kept and loaded."""
+
+    @property
+    @abstractmethod
+    def sites(self) -> Mapping[str, int]: ...
+
+    @property
+    @abstractmethod
+    def action_names(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def initial_state(self, num_rows: int) -> State: ...
+
+    @abstractmethod
+    def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step: ...
+
+    def refresh(self) -> None:
+        """Rebuilds what `step` keeps of the weights, if anything; called after they change."""

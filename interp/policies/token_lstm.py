@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float, Int32, UInt8
 from torch import Tensor, nn
 
-from interp.policies.policy import State, Step
+from interp.policies.policy import PolicyNetwork, State, Step
+from interp.policies.policy_file import PolicyFile
 from interp.policies.taps import Tap
 
 FAMILY = "token-lstm"
@@ -59,6 +60,14 @@ class TokenLstmArchitecture:
             )
         except (TypeError, KeyError) as error:
             raise ValueError(f"architecture of family {FAMILY}: {error}") from error
+
+
+def recognise(file: PolicyFile) -> TokenLstmArchitecture | None:
+    """The architecture that the file tells in our own words, if it does."""
+    architecture = file.metadata.get("architecture")
+    if isinstance(architecture, dict) and architecture.get("family") == FAMILY:
+        return TokenLstmArchitecture.from_json(architecture)
+    return None
 
 
 class TokenEncoder(nn.Module):
@@ -145,7 +154,7 @@ def _channels(architecture: TokenLstmArchitecture) -> tuple[np.ndarray, np.ndarr
     return channel, weight, num_channels
 
 
-class TokenLstmPolicy(nn.Module):
+class TokenLstmPolicy(PolicyNetwork):
     """See the head of this file for its sites."""
 
     def __init__(self, architecture: TokenLstmArchitecture) -> None:

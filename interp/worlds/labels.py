@@ -1,5 +1,8 @@
 """What was true, step by step, of every agent of one episode: the ground truth that concepts are scored against.
 
+The labels here are those of mettagrid's worlds. A world of another kind brings its own, each a range of one variable
+of its `Trace` (`interp.worlds.tasks`), and `compute_labels` serves both.
+
 Labels are bool [T, A] and are computed after the episode has ended, from `Facts` alone, since some look ahead.
 Each definition says what it describes: the *state* before action t, the *result* of action t (state t against state
 t + 1), or the steps *ahead* (actions t to t + 2, states t + 1 to t + 3; near the end, those of them that exist).
@@ -22,12 +25,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int16, Int32, Int64
 from scipy import ndimage
 
-from interp.records import Facts, LabelKind
+from interp.records import Facts, LabelKind, Trace, VariableLabel
 
 HORIZON = 3
 """How many steps the labels of kind *ahead* look into the future."""
@@ -153,20 +157,27 @@ def label(name: str, *, kind: LabelKind) -> Callable[[LabelFunction], LabelFunct
     return register
 
 
-def check_labels(names: Sequence[str]) -> None:
-    """Raises ValueError if one of the names is no label."""
+WorldLabel = Label | VariableLabel
+"""What every world's labels have in common: a name, a kind and a definition."""
+
+
+def check_labels(names: Sequence[str], known: Mapping[str, WorldLabel]) -> None:
+    """Raises ValueError if one of the names is no label of the world whose labels are `known`."""
     for name in names:
-        _label_named(name)
+        _label_named(name, known)
 
 
 def compute_labels(
-    facts: Facts, names: Sequence[str] | None = None
+    facts: Facts | Trace, names: Sequence[str] | None = None
 ) -> dict[str, Bool[np.ndarray, "T A"]]:
-    """The named labels of one episode, or all of them, in the order asked for."""
+    """The named labels of one episode, or all that its world has, in the order asked for."""
+    if isinstance(facts, Trace):
+        chosen = facts.labels if names is None else names
+        return {name: _in_range(_label_named(name, facts.labels), facts) for name in chosen}
     scene = Scene(facts)
     truth = {}
     for name in LABELS if names is None else names:
-        truth[name] = _label_named(name).compute(scene)
+        truth[name] = _label_named(name, LABELS).compute(scene)
         found, wanted = truth[name], (scene.num_steps, scene.num_agents)
         if found.dtype != np.bool_ or found.shape != wanted:
             raise ValueError(
@@ -174,6 +185,12 @@ def compute_labels(
                 f"bool {wanted} (steps, agents)"
             )
     return truth
+
+
+def _in_range(label: VariableLabel, trace: Trace) -> Bool[np.ndarray, "T A"]:
+    value_SA = trace.variables[label.variable]
+    value_TA = value_SA[1:] if label.after_action else value_SA[:-1]
+    return (value_TA >= label.at_least) & (value_TA < label.below)
 
 
 # Behavioural
@@ -386,10 +403,13 @@ def _origin(function: LabelFunction) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _label_named(name: str) -> Label:
-    if name in LABELS:
-        return LABELS[name]
-    nearest = difflib.get_close_matches(name, LABELS, n=1, cutoff=0)
+KnownLabel = TypeVar("KnownLabel", bound=WorldLabel)
+
+
+def _label_named(name: str, known: Mapping[str, KnownLabel]) -> KnownLabel:
+    if name in known:
+        return known[name]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
     raise ValueError(
-        f"label {name!r} does not exist; did you mean {nearest[0]!r}? The labels are {sorted(LABELS)}"
+        f"label {name!r} does not exist; did you mean {nearest[0]!r}? The labels are {sorted(known)}"
     )

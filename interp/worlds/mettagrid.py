@@ -7,6 +7,7 @@ version of mettagrid.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from mettagrid.mettagrid_c import MettaGrid
 from mettagrid.policy.policy_env_interface import PolicyEnvInterface
 
 from interp.records import Facts
-from interp.worlds.labels import COMBAT_COUNTERS
+from interp.worlds.labels import COMBAT_COUNTERS, LABELS, Label
 from interp.worlds.presets import PRESETS, load_config
 from interp.worlds.world import TokenVocabulary, WorldSpec
 
@@ -100,8 +101,13 @@ class MettagridFactory:
             action_names=tuple(PolicyEnvInterface.from_mg_cfg(self.mettagrid_config).action_names),
             observation_shape=(game.obs.num_tokens, 3),
             observation_dtype="uint8",
+            has_map=True,
             vocabulary=self.vocabulary,
         )
+
+    @property
+    def labels(self) -> Mapping[str, Label]:
+        return LABELS
 
     @property
     def config(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
-from interp.records import Facts
+from interp.records import Facts, Trace
+from interp.worlds.labels import WorldLabel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class WorldSpec:
     observation_shape: tuple[int, ...]
     """Shape of one agent's observation."""
     observation_dtype: str
+    has_map: bool = False
+    """Whether the facts hold a map, on which windows of an episode can be drawn."""
     vocabulary: TokenVocabulary | None = None
     """How to read the observations if they are tokens."""
 
@@ -65,7 +68,7 @@ class World(Protocol):
         """Plays one step in every copy that is between `reset` and `retire`."""
         ...
 
-    def retire(self, world: int) -> Facts | None:
+    def retire(self, world: int) -> Facts | Trace | None:
         """Ends the episode of one copy and returns what the simulator knew, if that was asked for at its reset."""
         ...
 
@@ -83,6 +86,11 @@ class WorldFactory(Protocol):
     @property
     def config(self) -> dict[str, Any]:
         """JSON-able, and all that decides the world: ids of recordings are hashes of it."""
+        ...
+
+    @property
+    def labels(self) -> Mapping[str, WorldLabel]:
+        """Every ground-truth label of this world by name, in the order in which they are recorded by default."""
         ...
 
     def __call__(self, num_worlds: int) -> World: ...

@@ -3,8 +3,8 @@ import pyarrow as pa
 import pytest
 
 from cluster import datasets
+from cluster.backends import Corrupt
 from cluster.recordings import Plan, ShardPlan, commit, write_shard
-from cluster.store import Corrupt
 
 pytestmark = pytest.mark.ray
 
@@ -41,7 +41,7 @@ def test_rows_that_do_not_come_through_are_noticed(manifest):
 def test_path_listed_twice_is_refused(store, manifest, ray_session):
     # Ray Data 2.60 silently loses rows then: 11 of 12 runs over 12 entries came back short by up to 15 % while
     # count() reported them all. This is the canary of our defence; it does not wait for the defect to show.
-    paths = datasets.data_paths(store, manifest)
+    paths = [store.address(key) for key in manifest.data_keys]
     with pytest.raises(ValueError, match=r"s0-.*\.parquet is listed twice"):
         datasets.read_paths(paths * 4)
 

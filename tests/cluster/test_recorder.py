@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from cluster import policies, recordings
+from cluster.backends import Corrupt
 from cluster.laboratory import Laboratory
 from cluster.pool import Pool
 from cluster.recorder import RecordingConfig, RecordShard, plan_recording
 from cluster.recordings import Plan
 from cluster.scoring import read_tracks
-from cluster.store import Corrupt, Store
+from cluster.store import Store
 from cluster.studio import Studio
 from interp.policies.bundle import PolicyBundle
+from interp.policies.policy import PolicyNetwork
 from interp.policies.ppo import architecture_for
 from interp.policies.token_lstm import TokenLstmPolicy
 from interp.recording import activations
@@ -157,7 +159,7 @@ def test_bad_requests_are_refused_before_work(store: Store) -> None:
     with pytest.raises(ValueError, match=r"site 'lstm.z' not in policy"):
         plan_recording(store, policy_id, FACTORY, RecordingConfig(sites=("lstm.z",)))
     with pytest.raises(ValueError, match="explorations"):
-        RecordingConfig(labels=("explorations",))
+        plan_recording(store, policy_id, FACTORY, RecordingConfig(labels=("explorations",)))
     with pytest.raises(ValueError, match="num_episodes 0"):
         RecordingConfig(num_episodes=0)
     with pytest.raises(FileNotFoundError, match="r-0000"):
@@ -171,7 +173,7 @@ class _DeadlyStudio(Studio):
         super().__init__(store)
         self._scar = scar
 
-    def _policy(self, policy_id: str) -> TokenLstmPolicy:
+    def _policy(self, policy_id: str) -> PolicyNetwork:
         if not self._scar.exists():
             self._scar.touch()
             time.sleep(0.2)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from cluster.backends import Conflict, Corrupt
 from cluster.recordings import (
     Plan,
     ShardPlan,
@@ -20,7 +21,7 @@ from cluster.recordings import (
     verify,
     write_shard,
 )
-from cluster.store import Conflict, Corrupt, Store
+from cluster.store import Store
 from interp.identity import canonical_json, sha256
 
 ROWS = 40
@@ -55,6 +56,14 @@ def record(store: Store, plan: Plan) -> None:
         write_shard(store, plan, shard.shard, make_table(shard))
 
 
+@pytest.fixture(params=["folder", "s3"])
+def store(request, tmp_path) -> Store:
+    """Every promise holds of both kinds of store."""
+    if request.param == "s3":
+        return request.getfixturevalue("s3_store")
+    return Store.open(tmp_path / "store")
+
+
 @pytest.fixture
 def plan() -> Plan:
     return make_plan()
@@ -67,7 +76,7 @@ def manifest(store, plan):
 
 
 def rewrite(store: Store, key: str, content: bytes) -> None:
-    store.local_path(key).write_bytes(content)
+    store.backend.replace(key, content)
 
 
 def rewrite_manifest(store: Store, manifest, *, sign: bool, **changes) -> None:
@@ -201,7 +210,7 @@ def truncate(store, keys):
 
 
 def remove(store, keys):
-    store.local_path(keys[2]).unlink()
+    store.backend.delete(keys[2])
     return keys[2]
 
 
@@ -224,7 +233,7 @@ def test_damaged_shard_is_refused_by_name(store, manifest, damage):
 def test_damage_before_the_commit_is_found_by_it(store, plan):
     record(store, plan)
     key = next(key for key in store.list() if key.endswith(".parquet"))
-    store.local_path(key).unlink()
+    store.backend.delete(key)
     with pytest.raises(Corrupt, match=f"{key}: missing"):
         commit(store, plan)
 

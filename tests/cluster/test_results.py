@@ -3,8 +3,9 @@
 import pyarrow as pa
 import pytest
 
+from cluster.backends import Corrupt
 from cluster.results import Question, read_table
-from cluster.store import Corrupt, Store
+from cluster.store import Store
 
 QUESTION = Question("concepts", {"seed": 0}, {"recording": "r-1"})
 TABLE = pa.table({"latent": [1, 2], "auroc": [0.5, 0.75]})

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster import policies, training
-from cluster.store import Corrupt, Store
+from cluster.backends import Corrupt
+from cluster.store import Store
 from interp.policies.ppo import PpoConfig
 from interp.worlds.mettagrid import MettagridFactory
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.main import VERBS, main
-from jobs.recipes import DEMO, PipelineConfig, RecordingConfig, SweepConfig, TrainDemoConfig
+from jobs.recipes import DEMO, DemoPipelineConfig, RecordingConfig, SweepConfig, TrainDemoConfig
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -28,7 +28,8 @@ def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [verb, *(["demo"] if verb == "pipeline" else []), "--help"]
+    subcommand = {"pipeline": ["demo"], "policies": ["list"]}.get(verb, [])
+    arguments = [verb, *subcommand, "--help"]
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 0
@@ -89,9 +90,9 @@ def test_a_study_name_with_a_path_is_refused(
 
 def test_contradictions_name_both_sides() -> None:
     with pytest.raises(ValueError, match=r"sweep\.site is 'encoder', but record.sites are lstm.h"):
-        PipelineConfig(sweep=SweepConfig(site="encoder"))
+        DemoPipelineConfig(sweep=SweepConfig(site="encoder"))
     with pytest.raises(ValueError, match=r"record uses environment seeds .* steer uses"):
-        PipelineConfig(record=RecordingConfig(first_env_seed=19_990))
+        DemoPipelineConfig(record=RecordingConfig(first_env_seed=19_990))
     with pytest.raises(ValueError, match="2 worlds but 1 seeds"):
         TrainDemoConfig(worlds=("forage", "hazard"), seeds=(0,))
     with pytest.raises(ValueError, match="two runs are the same"):

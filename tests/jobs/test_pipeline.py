@@ -1,7 +1,9 @@
 """The main job, end to end and small: what it writes, that actors and batches change nothing, and that it resumes."""
 
 import json
-from dataclasses import replace
+import shutil
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,7 +20,13 @@ from interp.steering.arms import SteeringConfig
 from interp.study import Study
 from jobs.pipeline import run
 from jobs.progress import Reporter
-from jobs.recipes import PipelineConfig, SweepConfig, TrainDemoConfig
+from jobs.recipes import (
+    DemoPipelineConfig,
+    PipelineConfig,
+    SweepConfig,
+    TrainDemoConfig,
+    TrainedPipelineConfig,
+)
 
 pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -32,9 +40,9 @@ EFFECT_COLUMNS = (
 ).split()
 
 
-def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> PipelineConfig:
+def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> DemoPipelineConfig:
     """Every stage, as small as its statistics allow; lenient limits, so that an untrained policy has concepts."""
-    return PipelineConfig(
+    return DemoPipelineConfig(
         store=str(store),
         study="tiny",
         actors=actors,
@@ -54,6 +62,18 @@ def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> PipelineConfig:
     )
 
 
+def of_trained(config: DemoPipelineConfig, store: Path, *policies: str) -> TrainedPipelineConfig:
+    """The same study on policies that are opened instead of trained."""
+    shared = {
+        field.name: getattr(config, field.name)
+        for field in fields(PipelineConfig)
+        if field.name != "store"
+    }
+    return TrainedPipelineConfig(
+        **shared, store=str(store), policies=policies, names=("hazard-s0",) * len(policies)
+    )
+
+
 def run_quietly(config: PipelineConfig) -> Study:
     return run(config, Reporter(Console(quiet=True)))
 
@@ -61,25 +81,21 @@ def run_quietly(config: PipelineConfig) -> Study:
 @pytest.fixture(scope="module")
 def finished(
     tmp_path_factory: pytest.TempPathFactory, ray_session: None
-) -> tuple[PipelineConfig, Study]:
+) -> tuple[DemoPipelineConfig, Study]:
     config = tiny(tmp_path_factory.mktemp("two") / "store", actors=2, worlds_per_actor=16)
     return config, run_quietly(config)
 
 
-def tables(store: Store) -> dict[str, bytes]:
-    folders = (
-        "recordings",
-        "dictionaries",
-        "concepts",
-        "effects",
-        "lineages",
-        "windows",
-        "policies",
-    )
+FINDINGS = ("recordings", "dictionaries", "concepts", "effects", "windows")
+
+
+def tables(
+    store: Store, folders: Sequence[str] = (*FINDINGS, "lineages", "policies")
+) -> dict[str, bytes]:
     return {key: store.get(key) for folder in folders for key in store.list(folder)}
 
 
-def test_the_study_says_what_it_is_made_of(finished: tuple[PipelineConfig, Study]) -> None:
+def test_the_study_says_what_it_is_made_of(finished: tuple[DemoPipelineConfig, Study]) -> None:
     config, study = finished
     store = Store.open(config.store)
     written = json.loads(store.get("studies/tiny/study.json"))
@@ -107,7 +123,7 @@ def test_the_study_says_what_it_is_made_of(finished: tuple[PipelineConfig, Study
 
 
 def test_tables_have_the_columns_that_readers_rely_on(
-    finished: tuple[PipelineConfig, Study],
+    finished: tuple[DemoPipelineConfig, Study],
 ) -> None:
     config, study = finished
     store = Store.open(config.store)
@@ -121,7 +137,7 @@ def test_tables_have_the_columns_that_readers_rely_on(
     assert all(row["difference"] == 0 and row["lo"] == 0 and row["hi"] == 0 for row in no_op)
 
 
-def test_the_report_is_one_file(finished: tuple[PipelineConfig, Study]) -> None:
+def test_the_report_is_one_file(finished: tuple[DemoPipelineConfig, Study]) -> None:
     config, study = finished
     html = Store.open(config.store).get("studies/tiny/report.html").decode()
     assert study.policies[-1].policy_id in html
@@ -129,7 +145,7 @@ def test_the_report_is_one_file(finished: tuple[PipelineConfig, Study]) -> None:
 
 
 def test_one_actor_and_other_batches_give_the_same_bytes(
-    finished: tuple[PipelineConfig, Study], tmp_path: Path
+    finished: tuple[DemoPipelineConfig, Study], tmp_path: Path
 ) -> None:
     config, study = finished
     other = tiny(tmp_path / "store", actors=1, worlds_per_actor=5)
@@ -140,8 +156,26 @@ def test_one_actor_and_other_batches_give_the_same_bytes(
     assert [key for key in left if left[key] != right[key]] == []
 
 
+def test_the_same_policies_opened_from_files_give_the_same_findings(
+    finished: tuple[DemoPipelineConfig, Study], tmp_path: Path
+) -> None:
+    config, study = finished
+    store = Store.open(config.store)
+    for policy in study.policies:
+        shutil.copytree(
+            store.local_path(f"policies/{policy.policy_id}"), tmp_path / f"run/step-{policy.step}"
+        )
+    opened = of_trained(config, tmp_path / "store", str(tmp_path / "run"))
+    found = run_quietly(opened)
+    assert [policy.step for policy in found.policies] == [policy.step for policy in study.policies]
+    there = Store.open(opened.store)
+    assert tables(there, FINDINGS) == tables(store, FINDINGS)
+    card = json.loads(there.get(f"policies/{study.policies[-1].policy_id}/card.json"))
+    assert card["source"]["format"] == "bundle"
+
+
 def test_a_second_run_finds_everything(
-    finished: tuple[PipelineConfig, Study], monkeypatch: pytest.MonkeyPatch
+    finished: tuple[DemoPipelineConfig, Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, study = finished
 
@@ -153,7 +187,7 @@ def test_a_second_run_finds_everything(
 
 
 def test_a_lost_table_is_made_again_and_nothing_else(
-    finished: tuple[PipelineConfig, Study],
+    finished: tuple[DemoPipelineConfig, Study],
 ) -> None:
     config, study = finished
     store = Store.open(config.store)

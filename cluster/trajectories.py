@@ -1,0 +1,292 @@
+"""From a URI to the policies that it names: the checkpoints of one training run, in the order of training.
+
+Listing opens nothing. Only the checkpoints that were chosen are fetched, read without running code from them, and kept
+in the store as policies.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from cluster import policies, training
+from cluster.store import Store
+from cluster.training import TrainedRun
+from cluster.uris import LocalPath, S3Address, WandbArtifact, WandbRun, ZooRun, parse_uri
+from interp.identity import content_id
+from interp.policies.bundle import PolicyBundle, PolicyCard
+from interp.policies.formats.reading import read_policy_file
+from interp.policies.policy_file import PolicyFile
+from interp.policies.recognition import recognise
+
+CHOICES = """\
+  all        every checkpoint
+  last       the last one
+  log:N      N of them, evenly spaced on a logarithmic scale of training steps, first and last included
+  A:B        those from step A to step B; either may be left out"""
+BUNDLE_FILES = ("weights.safetensors", "policy_spec.json", "architecture.json", "cogames.toml")
+"""A folder that holds one of these is one checkpoint; any other folder holds many."""
+STEP_KEYS = ("step", "agent_step", "epoch")
+"""What files and artifacts call the length of the training behind a checkpoint, best first."""
+SUFFIXES = (".pt", ".pth", ".safetensors", ".mpt", ".zip")
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint as its source lists it, not opened yet."""
+
+    label: str
+    """Its name there."""
+    order: int
+    """Training steps as far as the listing tells: from metadata, or else the last number in the label."""
+    place: "LocalPath | S3Address | WandbArtifact | str"
+    """Where it lies; a string is the id of a policy of the store."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the source says of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """The checkpoints of one training run, ascending."""
+
+    uri: str
+    name: str
+    checkpoints: tuple[Checkpoint, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the source says of the run: its config, summary, tags and web address."""
+
+
+def choose(items: Sequence[Item], steps: Sequence[int], choice: str) -> list[Item]:
+    """Some of a run's checkpoints, which come in ascending order of their steps.
+
+    Raises:
+        ValueError: a choice that is none of `CHOICES`, or that leaves nothing.
+    """
+    if choice == "all":
+        return list(items)
+    if choice == "last":
+        return list(items[-1:])
+    if spaced := re.fullmatch(r"log:([1-9]\d{0,5})", choice):
+        return [items[index] for index in _log_spaced(np.array(steps, np.float64), int(spaced[1]))]
+    if bounds := re.fullmatch(r"(\d*):(\d*)", choice):
+        low, high = (int(text) if text else None for text in bounds.groups())
+        chosen = [
+            item
+            for item, step in zip(items, steps, strict=True)
+            if (low is None or step >= low) and (high is None or step <= high)
+        ]
+        if not chosen:
+            raise ValueError(
+                f"checkpoints {choice!r}: none of the {len(items)} lies there; they are at steps "
+                f"{', '.join(f'{step:,}' for step in steps[:20])}"
+            )
+        return chosen
+    raise ValueError(f"checkpoints {choice!r:.80}: not a choice. Choose\n{CHOICES}")
+
+
+def _log_spaced(step_C: np.ndarray, number: int) -> list[int]:
+    """Indices of at most `number` checkpoints; step 0 counts as the first of the scale."""
+    if number >= len(step_C):
+        return list(range(len(step_C)))
+    if number == 1:
+        return [len(step_C) - 1]
+    log_C = np.log(np.maximum(step_C, 1))
+    if (
+        step_C[0] <= 0
+    ):  # from 0 to the first step is one more notch of the scale, not the whole of it
+        log_C[0] = log_C[1] - (log_C[-1] - log_C[1]) / max(1, number - 2)
+    chosen: list[int] = []
+    for target in np.linspace(log_C[0], log_C[-1], number):
+        free = [index for index in range(len(step_C)) if index not in chosen]
+        chosen.append(min(free, key=lambda index: abs(log_C[index] - target)))
+    return sorted(chosen)
+
+
+def list_local(uri: str, path: Path) -> Trajectory:
+    """A file, a folder of one checkpoint, or a folder of many: ordered by the last number in their names.
+
+    Raises:
+        FileNotFoundError: no such path, or a folder without policies.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"policy {uri}: no such file or folder: {path}")
+    name = path.stem if path.is_file() else path.name
+    if path.is_file() or any((path / file).exists() for file in BUNDLE_FILES):
+        return Trajectory(uri=uri, name=name, checkpoints=(_local_checkpoint(path),))
+    entries = [
+        entry
+        for entry in path.iterdir()
+        if entry.suffix in SUFFIXES
+        or (entry.is_dir() and any((entry / file).exists() for file in BUNDLE_FILES))
+    ]
+    if not entries:
+        raise FileNotFoundError(
+            f"policy {uri}: found no policy in {path}; wanted files ending in {', '.join(SUFFIXES)}, or folders with "
+            f"one of {', '.join(BUNDLE_FILES)}"
+        )
+    checkpoints = sorted(
+        (_local_checkpoint(entry) for entry in entries), key=lambda one: (one.order, one.label)
+    )
+    return Trajectory(uri=uri, name=name, checkpoints=tuple(checkpoints))
+
+
+def _local_checkpoint(path: Path) -> Checkpoint:
+    return Checkpoint(label=path.name, order=last_number(path.name), place=LocalPath(path))
+
+
+def last_number(label: str) -> int:
+    """The last number in a name such as model_000200.pt; 0 if there is none."""
+    numbers = re.findall(r"\d+", label.removesuffix(Path(label).suffix))
+    return int(numbers[-1]) if numbers else 0
+
+
+def list_zoo(store: Store, uri: str, run: ZooRun) -> Trajectory:
+    """The checkpoints of a run that was trained in this store.
+
+    Raises:
+        FileNotFoundError: the store has no such run; the message names those that it has.
+    """
+    runs = training.list_runs(store)
+    found = [one for one in runs if one.name == run.name]
+    if not found:
+        known = ", ".join(sorted(one.name for one in runs)) or "none yet"
+        raise FileNotFoundError(
+            f"policy {uri}: store {store.url} has no run of that name; it has {known}. "
+            "`sparsight train-demo` trains forage-s0, forage-s1 and hazard-s0"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"policy {uri}: {len(found)} runs of store {store.url} have that name: "
+            f"{', '.join(one.run_id for one in found)}; give the id of one instead"
+        )
+    return Trajectory(
+        uri=uri,
+        name=run.name,
+        checkpoints=tuple(
+            Checkpoint(label=card.policy_id, order=card.step, place=card.policy_id)
+            for card in found[0].checkpoints
+        ),
+    )
+
+
+def list_checkpoints(store: Store, uri: str) -> Trajectory:
+    """What a URI names, in the order of training; nothing is opened.
+
+    Raises:
+        ValueError: a URI of no accepted form.
+        FileNotFoundError: nothing there.
+    """
+    match parse_uri(uri):
+        case ZooRun() as run:
+            return list_zoo(store, uri, run)
+        case LocalPath(path):
+            return list_local(uri, path)
+        case S3Address() | WandbRun() | WandbArtifact() as place:
+            raise ValueError(f"policy {uri}: {place}")
+
+
+@contextmanager
+def fetched(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The checkpoint as a file or folder of this machine."""
+    match checkpoint.place:
+        case LocalPath(path):
+            yield path
+        case place:
+            raise ValueError(f"{place}")
+
+
+def open_run(
+    store: Store,
+    uri: str,
+    *,
+    choice: str = "all",
+    name: str | None = None,
+    world: str | None = None,
+    note: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
+) -> TrainedRun:
+    """Fetches the chosen checkpoints and keeps them as policies of the store.
+
+    Runs of equal checkpoints under one name are one run, wherever they came from.
+
+    Args:
+        choice: See `CHOICES`.
+        name: What to call the run; by default as its source does.
+        world: World to play in; by default the one that the policy says it was trained in.
+        note: Called with (done, total, what was done last).
+
+    Raises:
+        ValueError: nothing known has such tensors, no world is named, or a choice that is none.
+        FileNotFoundError: nothing there.
+    """
+    trajectory = list_checkpoints(store, uri)
+    listed = trajectory.checkpoints
+    chosen = choose(listed, [one.order for one in listed], choice)
+    name = name or trajectory.name
+    if all(isinstance(one.place, str) for one in chosen):
+        cards = [policies.read_card(store, str(one.place)) for one in chosen]
+        return _run(name, world or cards[0].world, cards)
+    opened: dict[int, tuple[Checkpoint, PolicyFile, PolicyBundle]] = {}
+    for number, checkpoint in enumerate(chosen):
+        with fetched(checkpoint) as path:
+            file = read_policy_file(path)
+        # of two with one step the later listed stands, as the higher version of an artifact
+        opened[_step(checkpoint, file)] = (checkpoint, file, recognise(file))
+        note(number + 1, len(chosen), checkpoint.label)
+    identity = _identity(name, [opened[step][2].policy_id for step in sorted(opened)])
+    cards = []
+    for step, (checkpoint, file, bundle) in sorted(opened.items()):
+        card = policies.save(
+            store,
+            bundle,
+            name=name,
+            run=identity,
+            step=step,
+            world=world or _world_of(uri, checkpoint, file),
+            source={
+                "uri": uri,
+                "label": checkpoint.label,
+                "format": file.format,
+                "sha256": file.sha256,
+                "metadata": {**checkpoint.metadata, **file.metadata},
+                "run": trajectory.about,
+            },
+        )
+        cards.append(card)
+    return _run(name, cards[-1].world, cards)
+
+
+def _run(name: str, world: str, cards: Sequence[PolicyCard]) -> TrainedRun:
+    return TrainedRun(
+        run_id=_identity(name, [card.policy_id for card in cards]),
+        name=name,
+        world=world,
+        checkpoints=tuple(cards),
+    )
+
+
+def _identity(name: str, policy_ids: Sequence[str]) -> str:
+    """Equal checkpoints under one name are one run, wherever they came from."""
+    return content_id("t", {"name": name, "policies": list(policy_ids)})
+
+
+def _step(checkpoint: Checkpoint, file: PolicyFile) -> int:
+    """Training steps: as the file says, else as its source says, else the last number in its name."""
+    for said in (file.metadata, checkpoint.metadata):
+        for key in STEP_KEYS:
+            if isinstance(said.get(key), int):
+                return said[key]
+    return checkpoint.order
+
+
+def _world_of(uri: str, checkpoint: Checkpoint, file: PolicyFile) -> str:
+    for said in (file.metadata, checkpoint.metadata):
+        if isinstance(said.get("world"), str):
+            return said["world"]
+    raise ValueError(
+        f"policy {uri}: {checkpoint.label} does not say which world it was trained in; give one with --world"
+    )

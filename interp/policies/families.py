@@ -1,0 +1,68 @@
+"""Every kind of network that a policy can be kept as. A new one is a module of its own and a line here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from interp.policies import sb3_recurrent, token_lstm
+from interp.policies.policy import PolicyNetwork
+from interp.policies.policy_file import PolicyFile
+from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3RecurrentPolicy
+from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
+
+
+@runtime_checkable
+class Architecture(Protocol):
+    """All that is needed, besides the weights, to run a policy."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, and under `family` the name of its family."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One kind of network: how it is built, and how it is told from others by a policy file."""
+
+    name: str
+    about: str
+    """For people: what its files are."""
+    network: Callable[[Mapping[str, Any]], PolicyNetwork]
+    """The network, with weights yet to be loaded, from what `Architecture.to_json` gave.
+
+    Raises ValueError if a field is missing, unknown or out of range."""
+    recognise: Callable[[PolicyFile], Architecture | None]
+    """The architecture that the tensors of a file have; None if they are of another family.
+
+    Raises ValueError if they are of this one, but cannot be run; the message says why."""
+
+
+FAMILIES = (
+    Family(
+        name=token_lstm.FAMILY,
+        about="our own",
+        network=lambda content: TokenLstmPolicy(TokenLstmArchitecture.from_json(content)),
+        recognise=token_lstm.recognise,
+    ),
+    Family(
+        name=sb3_recurrent.FAMILY,
+        about="RecurrentPPO of sb3-contrib",
+        network=lambda content: Sb3RecurrentPolicy(Sb3RecurrentArchitecture.from_json(content)),
+        recognise=sb3_recurrent.recognise,
+    ),
+)
+
+
+def build(architecture: Mapping[str, Any]) -> PolicyNetwork:
+    """The network that an architecture describes, with weights yet to be loaded.
+
+    Raises:
+        ValueError: no such family, or one of its fields is wrong.
+    """
+    name = architecture.get("family")
+    for family in FAMILIES:
+        if family.name == name:
+            return family.network(architecture)
+    raise ValueError(
+        f"architecture family {name!r}; known: {', '.join(repr(family.name) for family in FAMILIES)}"
+    )

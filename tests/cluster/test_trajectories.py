@@ -1,0 +1,79 @@
+from itertools import pairwise
+
+import pytest
+
+from cluster.trajectories import choose, last_number, list_local
+
+STEPS = [0, 10, 20, 40, 80, 160, 320, 640]
+
+
+@pytest.mark.parametrize(
+    ("choice", "chosen"),
+    [
+        ("all", STEPS),
+        ("last", [640]),
+        ("log:1", [640]),
+        ("log:2", [0, 640]),
+        ("log:4", [0, 10, 80, 640]),
+        ("log:8", STEPS),
+        ("log:99", STEPS),
+        ("20:80", [20, 40, 80]),
+        (":20", [0, 10, 20]),
+        ("160:", [160, 320, 640]),
+        (":", STEPS),
+    ],
+)
+def test_a_choice_keeps_the_order_of_training(choice, chosen):
+    assert choose(STEPS, STEPS, choice) == chosen
+
+
+@pytest.mark.parametrize("choice", ["", "log:0", "log:", "first", "1-2", "log:1000000000"])
+def test_a_choice_of_no_kind_is_refused_with_the_kinds(choice):
+    with pytest.raises(ValueError, match="log:N"):
+        choose(STEPS, STEPS, choice)
+
+
+def test_a_range_without_checkpoints_says_where_they_are():
+    with pytest.raises(ValueError, match=r"none of the 8 .* 0, 10, 20, 40"):
+        choose(STEPS, STEPS, "700:900")
+
+
+def test_evenly_spaced_steps_are_thinned_on_a_logarithmic_scale():
+    steps = list(range(0, 1001, 10))
+    chosen = choose(steps, steps, "log:6")
+    assert chosen[0] == 0
+    assert chosen[-1] == 1000
+    ratios = [b / a for a, b in pairwise(chosen[1:])]
+    assert max(ratios) / min(ratios) < 1.3
+
+
+@pytest.mark.parametrize(
+    ("label", "number"),
+    [("model_000200.pt", 200), ("run7:v12", 12), ("final.pt", 0), ("s3_epoch4_step900.zip", 900)],
+)
+def test_the_last_number_of_a_label_is_its_place(label, number):
+    assert last_number(label) == number
+
+
+def test_a_folder_of_many_is_ordered_by_number_and_not_by_name(tmp_path):
+    for name in ("model_10.pt", "model_9.pt", "model_100.pt", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "model_20").mkdir()
+    (tmp_path / "model_20" / "weights.safetensors").touch()
+    found = list_local("x", tmp_path)
+    labels = [one.label for one in found.checkpoints]
+    assert labels == ["model_9.pt", "model_10.pt", "model_20", "model_100.pt"]
+    assert found.name == tmp_path.name
+
+
+def test_a_folder_of_one_checkpoint_is_one(tmp_path):
+    for name in ("weights.safetensors", "trainer_state.pt"):
+        (tmp_path / name).touch()
+    assert len(list_local("x", tmp_path).checkpoints) == 1
+
+
+def test_nothing_to_open_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        list_local("gone.pt", tmp_path / "gone.pt")
+    with pytest.raises(FileNotFoundError, match="no policy in"):
+        list_local("x", tmp_path)
