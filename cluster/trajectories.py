@@ -5,23 +5,31 @@ in the store as policies.
 """
 
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from cluster import policies, training
 from cluster.store import Store
+from cluster.tracking import source
+from cluster.tracking.service import WandbService
+from cluster.tracking.source import ModelArtifact
 from cluster.training import TrainedRun
 from cluster.uris import LocalPath, S3Address, WandbArtifact, WandbRun, ZooRun, parse_uri
 from interp.identity import content_id
 from interp.policies.bundle import PolicyBundle, PolicyCard
+from interp.policies.formats.limits import MAX_FILE_BYTES
 from interp.policies.formats.reading import read_policy_file
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recognition import recognise
+
+if TYPE_CHECKING:
+    from cluster.s3 import S3Prefix
 
 CHOICES = """\
   all        every checkpoint
@@ -37,6 +45,42 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class S3Checkpoint:
+    """The objects of one checkpoint: one file, or all that lie below a prefix."""
+
+    bucket: str
+    prefix: str
+    """Folder of the objects, which may be empty."""
+    keys: tuple[str, ...]
+    """Below the prefix."""
+    name: str
+    """File or folder below the prefix that is the checkpoint; empty if the prefix itself is."""
+
+    def download(self, folder: Path) -> Path:
+        """Copies the objects into a folder, after looking at their sizes; the path of the file, or of the folder."""
+        objects = _objects(self.bucket, self.prefix)
+        total = sum(objects.size(key) or 0 for key in self.keys)
+        if total > MAX_FILE_BYTES:
+            raise ValueError(
+                f"policy {objects.address(self.keys[0])}: {total:,} bytes, wanted at most {MAX_FILE_BYTES:,}; "
+                "keep the policy's weights apart"
+            )
+        for key in self.keys:
+            path = folder / key
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"policy {objects.address(key)}: the key leaves its folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(objects.get(key))
+        return folder / self.name
+
+
+def _objects(bucket: str, prefix: str) -> "S3Prefix":
+    from cluster.s3 import S3Prefix  # takes half a second, which other addresses need not wait
+
+    return S3Prefix(bucket=bucket, prefix=prefix)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """One checkpoint as its source lists it, not opened yet."""
 
@@ -44,7 +88,7 @@ class Checkpoint:
     """Its name there."""
     order: int
     """Training steps as far as the listing tells: from metadata, or else the last number in the label."""
-    place: "LocalPath | S3Address | WandbArtifact | str"
+    place: "LocalPath | S3Checkpoint | ModelArtifact | str"
     """Where it lies; a string is the id of a policy of the store."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the source says of it."""
@@ -174,30 +218,116 @@ def list_zoo(store: Store, uri: str, run: ZooRun) -> Trajectory:
     )
 
 
-def list_checkpoints(store: Store, uri: str) -> Trajectory:
-    """What a URI names, in the order of training; nothing is opened.
+def list_checkpoints(store: Store, uri: str, service: WandbService) -> Trajectory:
+    """What a URI names, in the order of training; nothing is opened. W&B is asked only if the URI is one of its own.
 
     Raises:
         ValueError: a URI of no accepted form.
         FileNotFoundError: nothing there.
+        OSError: the place does not answer.
     """
     match parse_uri(uri):
         case ZooRun() as run:
             return list_zoo(store, uri, run)
         case LocalPath(path):
             return list_local(uri, path)
-        case S3Address() | WandbRun() | WandbArtifact() as place:
-            raise ValueError(f"policy {uri}: {place}")
+        case S3Address() as address:
+            return list_s3(uri, address)
+        case WandbRun() as run:
+            listing = source.list_run(run, service)
+            return Trajectory(
+                uri=uri,
+                name=listing.name,
+                checkpoints=tuple(map(_artifact_checkpoint, listing.artifacts)),
+                about=listing.about,
+            )
+        case WandbArtifact() as place:
+            artifact = source.find_artifact(place, service)
+            return Trajectory(
+                uri=uri, name=place.name, checkpoints=(_artifact_checkpoint(artifact),)
+            )
+
+
+def _artifact_checkpoint(artifact: ModelArtifact) -> Checkpoint:
+    return Checkpoint(
+        label=artifact.path.rpartition("/")[2],
+        order=artifact.order,
+        place=artifact,
+        metadata={**artifact.metadata, "artifact": artifact.path, "digest": artifact.digest},
+    )
+
+
+def list_s3(uri: str, address: S3Address) -> Trajectory:
+    """An object, or all checkpoints below a prefix: files, and prefixes that hold one checkpoint each.
+
+    Raises:
+        FileNotFoundError: no such object and no policy below such a prefix.
+        StoreError: the server fails, or refuses.
+    """
+    parent, _, name = address.key.rpartition("/")
+    if _objects(address.bucket, parent).size(name) is not None:
+        found = {name: (name,)}
+        prefix, label = parent, PurePosixPath(name).stem
+    else:
+        prefix, label = address.key, name
+        found = checkpoints_among(_objects(address.bucket, prefix).list(""))
+    if not found:
+        raise FileNotFoundError(
+            f"policy {uri}: no such object, and no policy below it; wanted objects ending in {', '.join(SUFFIXES)}, "
+            f"or prefixes with one of {', '.join(BUNDLE_FILES)}"
+        )
+    checkpoints = [
+        Checkpoint(
+            label=name or label,
+            order=last_number(name),
+            place=S3Checkpoint(bucket=address.bucket, prefix=prefix, keys=keys, name=name),
+        )
+        for name, keys in found.items()
+    ]
+    return Trajectory(
+        uri=uri,
+        name=label,
+        checkpoints=tuple(sorted(checkpoints, key=lambda one: (one.order, one.label))),
+    )
+
+
+def checkpoints_among(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Which files below a folder make up which checkpoint: label -> files.
+
+    If the folder itself is one checkpoint, that one, under the label "". Otherwise every file with the suffix of a
+    policy and every folder directly below that is a checkpoint; other files are not looked at.
+    """
+    if any(key in BUNDLE_FILES for key in keys):
+        return {"": tuple(keys)}
+    bundles = {
+        folder
+        for folder, _, file in (key.rpartition("/") for key in keys)
+        if file in BUNDLE_FILES and "/" not in folder
+    }
+    return {
+        **{key: (key,) for key in keys if "/" not in key and key.endswith(SUFFIXES)},
+        **{
+            folder: tuple(key for key in keys if key.startswith(f"{folder}/"))
+            for folder in sorted(bundles)
+        },
+    }
 
 
 @contextmanager
-def fetched(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The checkpoint as a file or folder of this machine."""
+def fetched(store: Store, checkpoint: Checkpoint, service: WandbService) -> Iterator[Path]:
+    """The checkpoint as a file or folder of this machine, for as long as it is being read."""
     match checkpoint.place:
         case LocalPath(path):
             yield path
-        case place:
-            raise ValueError(f"{place}")
+        case S3Checkpoint() as place:
+            with tempfile.TemporaryDirectory(prefix="sparsight-") as folder:
+                yield place.download(Path(folder))
+        case ModelArtifact() as artifact:
+            cache = store.workspace("wandb")
+            with source.downloaded(artifact, service, cache=cache) as folder:
+                yield folder
+        case str(policy_id):
+            raise ValueError(f"policy {policy_id} is in the store already")
 
 
 def open_run(
@@ -223,20 +353,23 @@ def open_run(
         ValueError: nothing known has such tensors, no world is named, or a choice that is none.
         FileNotFoundError: nothing there.
     """
-    trajectory = list_checkpoints(store, uri)
-    listed = trajectory.checkpoints
-    chosen = choose(listed, [one.order for one in listed], choice)
-    name = name or trajectory.name
-    if all(isinstance(one.place, str) for one in chosen):
-        cards = [policies.read_card(store, str(one.place)) for one in chosen]
-        return _run(name, world or cards[0].world, cards)
-    opened: dict[int, tuple[Checkpoint, PolicyFile, PolicyBundle]] = {}
-    for number, checkpoint in enumerate(chosen):
-        with fetched(checkpoint) as path:
-            file = read_policy_file(path)
-        # of two with one step the later listed stands, as the higher version of an artifact
-        opened[_step(checkpoint, file)] = (checkpoint, file, recognise(file))
-        note(number + 1, len(chosen), checkpoint.label)
+    with WandbService() as service:
+        trajectory = list_checkpoints(store, uri, service)
+        listed = trajectory.checkpoints
+        chosen = choose(listed, [one.order for one in listed], choice)
+        name = name or trajectory.name
+        if all(isinstance(one.place, str) for one in chosen):
+            cards = [policies.read_card(store, str(one.place)) for one in chosen]
+            return _run(name, world or cards[0].world, cards)
+        read: list[tuple[Checkpoint, PolicyFile, PolicyBundle]] = []
+        for number, checkpoint in enumerate(chosen):
+            with fetched(store, checkpoint, service) as path:
+                file = read_policy_file(path)
+            read.append((checkpoint, file, recognise(file)))
+            note(number + 1, len(chosen), checkpoint.label)
+    steps = _steps([(checkpoint, file) for checkpoint, file, _ in read])
+    # of two with one step the later listed stands, as the higher version of an artifact
+    opened = dict(zip(steps, read, strict=True))
     identity = _identity(name, [opened[step][2].policy_id for step in sorted(opened)])
     cards = []
     for step, (checkpoint, file, bundle) in sorted(opened.items()):
@@ -274,13 +407,24 @@ def _identity(name: str, policy_ids: Sequence[str]) -> str:
     return content_id("t", {"name": name, "policies": list(policy_ids)})
 
 
-def _step(checkpoint: Checkpoint, file: PolicyFile) -> int:
-    """Training steps: as the file says, else as its source says, else the last number in its name."""
-    for said in (file.metadata, checkpoint.metadata):
-        for key in STEP_KEYS:
-            if isinstance(said.get(key), int):
-                return said[key]
-    return checkpoint.order
+def _steps(read: Sequence[tuple[Checkpoint, PolicyFile]]) -> list[int]:
+    """Training steps of each, counted in one way for all: as files or source say, or else as the source lists them."""
+    for key in STEP_KEYS:
+        said = [
+            next(
+                (
+                    known[key]
+                    for known in (file.metadata, checkpoint.metadata)
+                    if isinstance(known.get(key), int)
+                ),
+                None,
+            )
+            for checkpoint, file in read
+        ]
+        steps = [step for step in said if step is not None]
+        if len(steps) == len(read):
+            return steps
+    return [checkpoint.order for checkpoint, _ in read]
 
 
 def _world_of(uri: str, checkpoint: Checkpoint, file: PolicyFile) -> str:

@@ -2,14 +2,15 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 FORMS = """\
   path/to/policy.pt            a file, or a folder of one checkpoint or of many
   s3://bucket/key              the same on S3
-  entity/project/run_id        a W&B run: all checkpoints that it logged as artifacts
+  entity/project/run_id        a W&B run: all checkpoints that it logged as artifacts of type model
+  entity/.../run_id?name=GLOB  the same, but those of its artifacts that have such a name
   entity/project/name:alias    one W&B artifact, for instance acme/foraging/policy:v3
   wandb://...                  either of the two
   https://wandb.ai/...         the web address of a run or of an artifact
@@ -20,6 +21,7 @@ LEGACY_PROJECT = "metta"
 """Project of addresses of the form wandb://run/NAME, which name neither entity nor project."""
 REGISTRY_PREFIX = "wandb-registry-"
 _NAME = r"[A-Za-z0-9_.-]{1,128}"
+_PATTERN = r"[A-Za-z0-9_.*?\[\]!-]{1,128}"
 _ALIASED = re.compile(rf"({_NAME}):({_NAME})")
 
 
@@ -41,6 +43,8 @@ class WandbRun:
     entity: str
     project: str
     run_id: str
+    pattern: str = ""
+    """Of the artifacts' names, such as `policy-*`; empty for all artifacts of type `model`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,16 @@ def _s3(text: str) -> S3Address:
 
 
 def _wandb(text: str, path: str) -> WandbRun | WandbArtifact:
+    path, query, pattern = path.partition("?name=")
+    found = _wandb_path(text, path)
+    if not query:
+        return found
+    if not isinstance(found, WandbRun) or not re.fullmatch(_PATTERN, pattern):
+        raise _not_accepted(text, "wanted entity/project/run_id?name=PATTERN")
+    return replace(found, pattern=pattern)
+
+
+def _wandb_path(text: str, path: str) -> WandbRun | WandbArtifact:
     *folders, last = path.strip("/").split("/")
     if not all(re.fullmatch(_NAME, folder) for folder in folders):
         raise _not_accepted(text, "neither a file nor entity/project/run_id nor .../name:alias")
@@ -164,7 +178,8 @@ def _web_address(text: str, address: SplitResult) -> WandbRun | WandbArtifact:
         )
     match unquote(address.path).strip("/").split("/"):
         case [entity, project, "runs", run_id, *_]:
-            return _wandb(text, f"{entity}/{project}/{run_id}")
+            query = f"?{address.query}" if address.query.startswith("name=") else ""
+            return _wandb(text, f"{entity}/{project}/{run_id}{query}")
         case [entity, project, "artifacts", _, name, alias, *_]:
             return _wandb(text, f"{entity}/{project}/{name}:{alias}")
         case _:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cluster import policies
 from cluster.store import Store
+from cluster.tracking.service import WandbService
 from cluster.trajectories import Checkpoint, Trajectory, choose, fetched, list_checkpoints, open_run
 from interp.policies.bundle import PolicyBundle
 from interp.policies.formats.reading import read_policy_file
@@ -108,11 +109,12 @@ def print_cards(store: Store, show: Show) -> None:
             },
         )
         return
-    trajectory = list_checkpoints(store, show.uri)
-    listed = trajectory.checkpoints
-    _print_run(console, trajectory)
-    for checkpoint in choose(listed, [one.order for one in listed], show.checkpoints):
-        _print_checkpoint(console, store, checkpoint)
+    with WandbService() as service:
+        trajectory = list_checkpoints(store, show.uri, service)
+        listed = trajectory.checkpoints
+        _print_run(console, trajectory)
+        for checkpoint in choose(listed, [one.order for one in listed], show.checkpoints):
+            _print_checkpoint(console, store, checkpoint, service)
 
 
 def _print_run(console: Console, trajectory: Trajectory) -> None:
@@ -128,11 +130,13 @@ def _print_run(console: Console, trajectory: Trajectory) -> None:
     )
 
 
-def _print_checkpoint(console: Console, store: Store, checkpoint: Checkpoint) -> None:
+def _print_checkpoint(
+    console: Console, store: Store, checkpoint: Checkpoint, service: WandbService
+) -> None:
     if isinstance(checkpoint.place, str):
         print_cards(store, Show(uri=checkpoint.place, store=store.url))
         return
-    with fetched(checkpoint) as path:
+    with fetched(store, checkpoint, service) as path:
         file = read_policy_file(path)
     num_parameters = sum(tensor.numel() for tensor in file.tensors.values())
     table = Table("tensor", "shape", "dtype", box=SIMPLE_HEAD)

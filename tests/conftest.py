@@ -1,10 +1,15 @@
-"""Fixtures of the whole suite: a local Ray that touches nothing outside its own folder, and a store."""
+"""Fixtures of the whole suite: a local Ray that touches nothing outside its own folder, a store, a W&B server."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.fakes.wandb_server import WandbServer
+
+WANDB_CANARY = "c4n4ryK3y" + "0" * 31
+"""The W&B key of these tests: must turn up nowhere."""
 
 # Before anything imports torch or Ray, which read them once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +33,20 @@ def store(tmp_path: Path):
     from cluster.store import Store
 
     return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def wandb_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A W&B server as the environment names it, which must understand all that it is asked."""
+    server = WandbServer()
+    for name, value in {
+        "WANDB_BASE_URL": server.url,
+        "WANDB_API_KEY": WANDB_CANARY,
+        "WANDB_CONFIG_DIR": str(tmp_path / "wandb-config"),
+        "NETRC": str(tmp_path / "no-netrc"),
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.close()
+    assert server.unknown == []
