@@ -15,7 +15,7 @@ from cluster.studio import Studio
 from cluster.sweep import TrialProgress, load_dictionary, sweep
 from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
 from interp.dictionaries.selection import choose, pareto_front
-from interp.dictionaries.training import SaeConfig, Trainer
+from interp.dictionaries.training import CurvePoint, SaeConfig, Trainer
 from interp.identity import canonical_json, content_id, parse_json
 from interp.study import DictionaryEntry, TrialEntry
 
@@ -25,6 +25,8 @@ class SweepResult:
     """What a sweep gave: every trial, and the dictionary chosen among them."""
 
     trials: tuple[TrialEntry, ...]
+    curves: tuple[tuple[CurvePoint, ...], ...]
+    """Of each trial, every report of its training."""
     chosen: DictionaryEntry
     chosen_config: SaeConfig
 
@@ -110,8 +112,11 @@ def find_sweep(store: Store, identity: str) -> SweepResult | None:
     if not store.exists(key):
         return None
     record = parse_json(store.get(key), source=key)
+    if "curves" not in record:
+        raise Corrupt(f"{key}: of an earlier version, without curves; remove it and run again")
     return SweepResult(
         trials=tuple(TrialEntry(**trial) for trial in record["trials"]),
+        curves=tuple(tuple(CurvePoint(**point) for point in curve) for curve in record["curves"]),
         chosen=DictionaryEntry(**record["chosen"]),
         chosen_config=SaeConfig.from_dict(record["chosen_config"]),
     )
@@ -155,6 +160,7 @@ def run_sweep(
         )
         for result in results
     )
+    curves = tuple(result.curve for result in results)
     chosen = choose(results, target_l0=target_l0)
     entry = save(
         store,
@@ -176,12 +182,13 @@ def run_sweep(
         canonical_json(
             {
                 "trials": [asdict(trial) for trial in trials],
+                "curves": [[asdict(point) for point in curve] for curve in curves],
                 "chosen": asdict(entry),
                 "chosen_config": chosen.config.to_dict(),
             }
         ),
     )
-    return SweepResult(trials=trials, chosen=entry, chosen_config=chosen.config)
+    return SweepResult(trials=trials, curves=curves, chosen=entry, chosen_config=chosen.config)
 
 
 @dataclass(frozen=True)

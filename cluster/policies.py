@@ -91,4 +91,5 @@ def save_untrained(store: Store, card: PolicyCard, *, seed: int) -> PolicyCard:
         run=f"untrained copy of {card.policy_id}, seed {seed}",
         step=0,
         world=card.world,
+        source={"untrained_copy_of": card.policy_id, "seed": seed},
     )

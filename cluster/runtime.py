@@ -16,8 +16,8 @@ MIB = 1 << 20
 SMALLEST_OBJECT_STORE_BYTES = 128 * MIB
 
 # Several actors share the cores, so each is one thread: of torch and BLAS, and of the simulator, whose threads are
-# switched on by a variable.
-WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "METTAGRID_OBS_THREADS": None}
+# switched on by a variable. Actors never talk to W&B, so they do not get its key.
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "METTAGRID_OBS_THREADS": None, "WANDB_API_KEY": None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

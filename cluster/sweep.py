@@ -27,11 +27,12 @@ import ray
 import torch
 from ray import tune
 from ray.exceptions import RayTaskError
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
 from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
 from interp.dictionaries.metrics import DensitySummary
-from interp.dictionaries.training import Progress, SaeConfig, Trainer, check_rows
+from interp.dictionaries.training import CurvePoint, Progress, SaeConfig, Trainer, check_rows
 
 _STATE_FILE = "trainer.pt"
 # After a crash Tune goes by an index that may be a few checkpoints old; with few kept it would point at deleted ones.
@@ -66,6 +67,8 @@ class TrialResult:
     """Share of latents silent on every held-out row."""
     dictionary_uri: str
     """Folder with the dictionary's files; `load_dictionary` reads it."""
+    curve: tuple[CurvePoint, ...]
+    """Every report of the trial, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +127,7 @@ class SaeTrial(tune.Trainable):
         # Made at the first step: an error there is the trial's, an error here would be a dead actor.
         self._config = SaeConfig.from_dict(new_config["trial"]["sae"])
         self.__dict__.pop("_trainer", None)
+        self._curve: list[dict[str, Any]] = []
         return True
 
     @cached_property
@@ -134,10 +138,13 @@ class SaeTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The next report, in plain values; its `done` is also what tells Tune that the trial is over."""
-        return asdict(self._trainer.report())
+        report = self._trainer.report()
+        self._curve.append(asdict(CurvePoint.of(report)))
+        return {**asdict(report), "curve": list(self._curve) if report.done else []}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        torch.save(self._trainer.state_dict(), Path(checkpoint_dir, _STATE_FILE))
+        state = {"trainer": self._trainer.state_dict(), "curve": self._curve}
+        torch.save(state, Path(checkpoint_dir, _STATE_FILE))
         if self._trainer.done:
             for name, content in self._trainer.dictionary().to_bytes().items():
                 Path(checkpoint_dir, name).write_bytes(content)
@@ -145,7 +152,9 @@ class SaeTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint: dict[str, Any] | str | None) -> None:
         """Tune gives the folder that `save_checkpoint` wrote to."""
         assert isinstance(checkpoint, str)
-        self._trainer.load_state_dict(torch.load(Path(checkpoint, _STATE_FILE), weights_only=True))
+        state = torch.load(Path(checkpoint, _STATE_FILE), weights_only=True)
+        self._trainer.load_state_dict(state["trainer"])
+        self._curve = state["curve"]
 
 
 def sweep(
@@ -262,6 +271,7 @@ def _collect(
                 l0=result.metrics["l0"],
                 dead_fraction=result.metrics["dead_fraction"],
                 dictionary_uri=f"{experiment_uri}/{checkpoint.parent.name}/{checkpoint.name}",
+                curve=tuple(CurvePoint(**point) for point in result.metrics["curve"]),
             )
         )
     return trials
@@ -373,11 +383,18 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def _tune_in_the_background() -> Iterator[None]:
-    """Keeps Tune off the terminal, and gives Ctrl-C back afterwards (Tune leaves its own handler behind)."""
+    """Keeps Tune off the terminal and away from credentials; gives Ctrl-C back afterwards (Tune leaves its own handler
+    behind).
+
+    Tune copies the AWS_ variables of this process into the runtime_env of its trials, which Ray writes to a log as it
+    is. Trials read files of their node and need none.
+    """
     environment = {name: os.environ.get(name) for name in _TUNE_ENVIRONMENT}
     level = (tune_logger := logging.getLogger("ray.tune")).level
     in_main_thread = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    propagated = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in propagated if not name.startswith("AWS_")}
     os.environ.update(_TUNE_ENVIRONMENT)
     tune_logger.setLevel(logging.ERROR)
     controller_logger = logging.getLogger("ray.tune.execution.tune_controller")
@@ -385,6 +402,7 @@ def _tune_in_the_background() -> Iterator[None]:
     try:
         yield
     finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = propagated
         controller_logger.removeFilter(_is_news)
         tune_logger.setLevel(level)
         for name, value in environment.items():

@@ -17,6 +17,7 @@ import numpy as np
 from cluster import policies, training
 from cluster.store import Store
 from cluster.tracking import source
+from cluster.tracking.access import Access
 from cluster.tracking.service import WandbService
 from cluster.tracking.source import ModelArtifact
 from cluster.training import TrainedRun
@@ -253,7 +254,12 @@ def _artifact_checkpoint(artifact: ModelArtifact) -> Checkpoint:
         label=artifact.path.rpartition("/")[2],
         order=artifact.order,
         place=artifact,
-        metadata={**artifact.metadata, "artifact": artifact.path, "digest": artifact.digest},
+        metadata={
+            **artifact.metadata,
+            "artifact": artifact.path,
+            "digest": artifact.digest,
+            "server": Access.of_environment().host,
+        },
     )
 
 

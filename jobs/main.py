@@ -12,11 +12,12 @@ VERBS = {
         "the main job: train, record, decompose, score, steer, follow, report",
     ),
     "train-demo": ("jobs.train_demo", "train demo policies by recurrent PPO"),
-    "policies": ("jobs.policies", "list or show the policies of a store"),
+    "policies": ("jobs.policies", "list, show or fetch policies: files, W&B runs, S3"),
     "record": ("jobs.record", "play a policy and record its activations with ground truth"),
     "recordings": ("jobs.recordings", "list, show or verify recordings"),
     "sweep": ("jobs.sweep", "train sparse autoencoders on a recording"),
     "report": ("jobs.report", "draw the report of a study again"),
+    "sync": ("jobs.sync", "deliver to W&B what studies could not deliver while they ran"),
 }
 
 

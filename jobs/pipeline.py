@@ -12,12 +12,18 @@ import pyarrow as pa
 import tyro
 
 from cluster import policies
-from cluster.dictionaries import SweepResult, TrainDictionary, load as load_dictionary
+from cluster.dictionaries import (
+    SweepResult,
+    TrainDictionary,
+    load as load_dictionary,
+    sweep_id,
+)
 from cluster.evaluation import UNIFORM, Evaluate, ReturnEstimate
 from cluster.evolution import lineage_tasks
 from cluster.laboratory import Laboratory
 from cluster.recorder import plan_recording
 from cluster.recordings import Manifest
+from cluster.results import Kind
 from cluster.scoring import ScoreConcepts, ShowConcepts, steered_latent
 from cluster.steering import effects_question, steering_blocks
 from cluster.store import Store
@@ -31,9 +37,12 @@ from cluster.studies import (
     save_study,
     save_times,
 )
+from cluster.sweep import TrialProgress
+from cluster.tracking import letters
+from cluster.tracking.mirror import Mirror
 from cluster.training import TrainedRun
 from cluster.trajectories import open_run
-from interp.dictionaries.training import SaeConfig
+from interp.dictionaries.training import CurvePoint, SaeConfig
 from interp.policies.bundle import PolicyCard
 from interp.steering.arms import SteeredLatent
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
@@ -64,10 +73,26 @@ def run(config: PipelineConfig, reporter: Reporter) -> Study:
     check_study_name(config.study)
     store = Store.open(config.store)
     store.probe()
-    with Laboratory(
-        store, num_actors=config.actors, worlds_per_actor=config.worlds_per_actor
-    ) as laboratory:
-        return _Pipeline(config, laboratory, reporter).run()
+    with (
+        Mirror.open(
+            store,
+            config.study,
+            config.wandb,
+            project=config.wandb_project,
+            entity=config.wandb_entity,
+            say=reporter.say,
+        ) as mirror,
+        Laboratory(
+            store, num_actors=config.actors, worlds_per_actor=config.worlds_per_actor
+        ) as laboratory,
+    ):
+        study = _Pipeline(config, laboratory, mirror, reporter).run()
+        with reporter.stage("mirror"):
+            state = mirror.close()
+        if mirror.reason:
+            reporter.say(f"wandb: {mirror.reason}")
+        reporter.say(state)
+    return study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +131,16 @@ class _Scored:
 class _Pipeline:
     """The stages of one run of the pipeline, in order; each leaves what the next ones need."""
 
-    def __init__(self, config: PipelineConfig, laboratory: Laboratory, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        laboratory: Laboratory,
+        mirror: Mirror,
+        reporter: Reporter,
+    ) -> None:
         self.config = config
         self.laboratory = laboratory
+        self.mirror = mirror
         self.store = laboratory.store
         self.reporter = reporter
         self.factories: dict[str, WorldFactory] = {}
@@ -133,6 +165,8 @@ class _Pipeline:
                 runs = self._open(trained)
             case other:
                 raise TypeError(f"no pipeline for {type(other).__name__}")
+        study_name = self.config.study
+        self.mirror.post(letters.policies_letter(study_name, run) for run in runs)
         returns, random_returns = self._evaluate(runs)
         recorded = self._record(runs)
         sweep = self._sweep(recorded[0])
@@ -142,7 +176,7 @@ class _Pipeline:
         lineages = self._follow(scored)
         windows = self._show(scored)
         study = Study(
-            study=self.config.study,
+            study=study_name,
             seeds=self._seeds(runs),
             policies=tuple(
                 PolicyEntry(
@@ -183,8 +217,10 @@ class _Pipeline:
                 draw_report(self.store, report)
             study = replace(study, wall_s=dict(self.wall_s))
             save_study(self.store, study)
+        study = before or study
+        self.mirror.post(letters.report_letter(self.store, one) for one in (study,))
         print_summary(self.reporter, report, report_address(self.store, study.study))
-        return before or study
+        return study
 
     def _seeds(self, runs: list[TrainedRun]) -> dict[str, int]:
         """Every seed, by what it decides."""
@@ -292,6 +328,7 @@ class _Pipeline:
                 for run, factory, manifest in zip(runs, factories, played, strict=True)
             ]
             shown = self.laboratory.record(list(zip(replays, factories, strict=True)), stage.update)
+        self._mirror_recordings(played + shown)
         rows = sum(manifest.rows for manifest in played + shown)
         self.reporter.done("record", f"{rows:,} rows in {len(played + shown)} recordings")
         return [
@@ -301,6 +338,12 @@ class _Pipeline:
             )
         ]
 
+    def _mirror_recordings(self, manifests: Iterable[Manifest]) -> None:
+        self.mirror.post(
+            letters.recording_letter(self.store, self.config.study, manifest.plan.recording_id)
+            for manifest in manifests
+        )
+
     def _untrained(self, run: TrainedRun) -> PolicyCard:
         """The checkpoint before training, or else a fresh copy of the same network."""
         last = run.checkpoints[-1]
@@ -309,16 +352,33 @@ class _Pipeline:
     def _sweep(self, first: _Recorded) -> SweepResult:
         """All trials on the first run; its chosen recipe serves for the others."""
         config = self.config
+        recording_id, site = first.recording.plan.recording_id, config.sweep.site
+        trials = config.sweep.trials
+        identity = sweep_id(recording_id, site, trials, split=config.split, seed=config.seed)
+        told = {"recording_id": recording_id}
+        runs = [
+            letters.trial_run(config.study, identity, number, trial.to_dict(), **told)
+            for number, trial in enumerate(trials)
+        ]
         with self._stage("sweep") as stage:
+            note = SweepNote(stage)
+
+            def on_progress(progress: TrialProgress) -> None:
+                note(progress)
+                point = CurvePoint.of(progress.progress)
+                self.mirror.feed(runs[progress.trial], letters.curve_row(point))
+
             sweep = self.laboratory.sweep(
-                first.recording.plan.recording_id,
-                config.sweep.site,
-                config.sweep.trials,
+                recording_id,
+                site,
+                trials,
                 split=config.split,
                 seed=config.seed,
                 target_l0=config.sweep.target_l0,
-                on_progress=SweepNote(stage),
+                on_progress=on_progress,
             )
+        self.mirror.post(letters.trial_letters(config.study, identity, sweep, **told))
+        self.mirror.post([letters.sweep_letter(config.study, identity, sweep, **told)])
         self.reporter.done(
             "sweep",
             f"{len(sweep.trials)} trials; kept {sweep.chosen.family} "
@@ -342,6 +402,12 @@ class _Pipeline:
                 ],
                 stage.update,
             )
+        self.mirror.post(
+            letters.dictionary_letter(
+                self.config.study, entry, recording_id=manifest.plan.recording_id
+            )
+            for entry, manifest in zip(entries, manifests, strict=True)
+        )
         self.reporter.done("decompose", f"{len(entries)} dictionaries of the chosen recipe")
         return [
             _Decomposed(recorded=one, dictionary=dictionary, untrained=untrained)
@@ -369,6 +435,7 @@ class _Pipeline:
         ]
         with self._stage("score") as stage:
             tables = self.laboratory.answer(tasks, stage.update)
+        self._mirror_tables("concepts", [task.question.id for task in tasks])
         named = sum(len(table) - table.column("concept").null_count for table in tables)
         self.reporter.done(
             "score", f"{sum(len(table) for table in tables):,} latent-label pairs, {named} concepts"
@@ -382,6 +449,12 @@ class _Pipeline:
             )
             for one, task, table in zip(decomposed, tasks, tables, strict=True)
         ]
+
+    def _mirror_tables(self, kind: Kind, table_ids: Iterable[str]) -> None:
+        self.mirror.post(
+            letters.table_letter(self.store, self.config.study, kind, table_id)
+            for table_id in table_ids
+        )
 
     def _latents_to_follow(
         self, concepts: pa.Table, dictionary: DictionaryEntry
@@ -417,6 +490,7 @@ class _Pipeline:
             questions.append((question, blocks, one.recorded.run.name))
         with self._stage("steer") as stage:
             self.laboratory.steer(questions, stage.update, seed=config.seed)
+        self._mirror_tables("effects", [question.id for question, _, _ in questions])
         num_concepts = sum(len(one.latents) for one in scored)
         self.reporter.done(
             "steer",
@@ -436,7 +510,8 @@ class _Pipeline:
                 for one, bank in zip(scored, banks, strict=True)
                 for card, recording in bank
             ]
-            manifests = iter(self.laboratory.record(plans, stage.update))
+            bank_manifests = self.laboratory.record(plans, stage.update)
+            manifests = iter(bank_manifests)
             questions = [
                 lineage_tasks(
                     one.recorded.run,
@@ -450,6 +525,8 @@ class _Pipeline:
                 for one, bank in zip(scored, banks, strict=True)
             ]
             self.laboratory.follow(questions, stage.update)
+        self._mirror_recordings(bank_manifests)
+        self._mirror_tables("lineages", [question.id for question, _, _ in questions])
         checkpoints = sum(len(tasks) for _, _, tasks in questions)
         self.reporter.done("evolve", f"{checkpoints} checkpoints on frozen replay")
         return tuple(question.id for question, _, _ in questions)
@@ -469,6 +546,7 @@ class _Pipeline:
         ]
         with self._stage("show") as stage:
             tables = self.laboratory.answer(tasks, stage.update)
+        self._mirror_tables("windows", [task.question.id for task in tasks])
         without_map = [name for name, factory in self.factories.items() if not factory.spec.has_map]
         skipped = f"; none of {', '.join(without_map)}, which has no map" if without_map else ""
         self.reporter.done(

@@ -81,6 +81,10 @@ class Reporter:
             soft_wrap=True,
         )
 
+    def say(self, line: str) -> None:
+        """One line that stays, whatever stage is under way."""
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started

@@ -9,6 +9,7 @@ from cluster.evaluation import EvaluationConfig
 from cluster.evolution import EvolutionConfig
 from cluster.recorder import RecordingConfig
 from cluster.staging import Split
+from cluster.tracking.mirror import Mode
 from interp.concepts.catalogue import ScoringConfig
 from interp.dictionaries.batch_topk import BatchTopK
 from interp.dictionaries.relu_l1 import ReluL1
@@ -96,6 +97,14 @@ class PipelineConfig:
     """Actor processes; by default one per core. Never changes a number."""
     worlds_per_actor: int = 16
     """Worlds that an actor plays at once while recording. Never changes a number."""
+    wandb: Mode = "auto"
+    """Mirror of the study on W&B: online (refuses to start without a server), offline (sparsight sync delivers later),
+    disabled, or auto: as WANDB_MODE says, or else online if there is a key and the server answers, offline if it does
+    not answer, disabled without a key."""
+    wandb_project: str | None = None
+    """W&B project of the mirror; by default WANDB_PROJECT, or else sparsight."""
+    wandb_entity: str | None = None
+    """W&B entity of the mirror; by default WANDB_ENTITY, or else your own."""
     concepts_per_policy: int = 2
     """Concepts of each policy that are steered, followed over training and shown."""
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)

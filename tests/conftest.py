@@ -8,12 +8,16 @@ import pytest
 
 from tests.fakes.wandb_server import WandbServer
 
+pytest_plugins = ["tests.fakes.s3"]
 WANDB_CANARY = "c4n4ryK3y" + "0" * 31
 """The W&B key of these tests: must turn up nowhere."""
 
 # Before anything imports torch or Ray, which read them once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Nobody's real account hears of what is tested.
+os.environ["WANDB_MODE"] = "disabled"
+os.environ.pop("WANDB_API_KEY", None)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +51,7 @@ def wandb_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wa
         "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_MODE")
     yield server
     server.close()
     assert server.unknown == []

@@ -92,32 +92,33 @@ class Door:
         self._open(run).log(row, step=step)
 
     def deliver(self, *, run: dict[str, Any], letter: dict[str, Any]) -> dict[str, Any]:
-        """A whole letter. Everything in it may be there already: rows of a step that the run has are dropped by the
-        client, and equal artifacts are one version.
+        """A whole letter. Everything in it may be there already, of an attempt that was cut short: rows of a step that
+        the run has are dropped by the client, and equal artifacts are one version.
         """
         opened = self._open(run)
+        path = f"{_project(opened)}/{run['id']}"
+        logged: list[str] = []
         try:
-            step = -1
             for row in letter["curve"]:
-                step = int(row["step"])
-                opened.log({key: value for key, value in row.items() if key != "step"}, step=step)
-            for path in letter["uses"]:
-                opened.use_artifact(path if path.count("/") == 2 else f"{_project(opened)}/{path}")
+                values = {key: value for key, value in row.items() if key != "step"}
+                opened.log(values, step=int(row["step"]))
+            for used in letter["uses"]:
+                opened.use_artifact(used if used.count("/") == 2 else f"{_project(opened)}/{used}")
             logged = [self._log_artifact(opened, one) for one in letter["logs"]]
             media = {
                 **{
                     title: wandb.Html(Path(page).read_text(encoding="utf-8"), inject=False)
                     for title, page in letter["pages"].items()
                 },
-                **{title: _table(rows) for title, rows in letter["tables"].items()},
+                **{title: _table(table) for title, table in letter["tables"].items()},
             }
             if media:
-                opened.log(media, step=step + 1)
+                opened.log(media)
             opened.summary.update({**letter["summary"], MARK: letter["id"]})
         finally:
             self._live.pop(run["id"], None)
             opened.finish()
-        self._check(f"{_project(opened)}/{run['id']}", letter, last_step=step + bool(media))
+        self._check(path, letter)
         return {"url": opened.url, "artifacts": logged}
 
     def _open(self, run: dict[str, Any]) -> Any:  # noqa: ANN401 - wandb's own
@@ -156,13 +157,16 @@ class Door:
         artifact.wait(timeout=WAIT_S)  # only this says that the server has it
         return artifact.qualified_name
 
-    def _check(self, path: str, letter: dict[str, Any], *, last_step: int) -> None:
+    def _check(self, path: str, letter: dict[str, Any]) -> None:
         """`finish` also returns when the server refused the rows; so ask it what it has."""
         found = wandb.Api(timeout=API_TIMEOUT_S).run(path)
-        mark, step = found.summary._json_dict.get(MARK), found.lastHistoryStep
-        if mark != letter["id"] or (last_step >= 0 and step < last_step):
+        there = found.summary._json_dict
+        missing = [title for title in (*letter["pages"], *letter["tables"]) if title not in there]
+        last_step = max((int(row["step"]) for row in letter["curve"]), default=-1)
+        if there.get(MARK) != letter["id"] or missing or found.lastHistoryStep < last_step:
             raise OSError(
-                f"run {path} has letter {mark} and step {step} there, wanted {letter['id']} and {last_step}"
+                f"run {path} was not taken whole: it has letter {there.get(MARK)} and step {found.lastHistoryStep} of "
+                f"{last_step}, and lacks {missing}"
             )
 
     def close(self) -> None:
@@ -196,9 +200,8 @@ def _plain(said: Any) -> Any:  # noqa: ANN401 - any JSON
     return json.loads(text, parse_constant=str)
 
 
-def _table(rows: list[dict[str, Any]]) -> wandb.Table:
-    columns: list[Any] = list(rows[0]) if rows else []
-    return wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in rows])
+def _table(given: dict[str, Any]) -> wandb.Table:
+    return wandb.Table(columns=given["columns"], data=given["rows"])
 
 
 def _kind(error: BaseException) -> str:

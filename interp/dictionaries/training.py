@@ -133,6 +133,22 @@ class Progress:
     done: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """What is kept of a report once training is over."""
+
+    step: int
+    samples: int
+    loss: float
+    fvu: float
+    l0: float
+    dead_fraction: float
+
+    @classmethod
+    def of(cls, progress: Progress) -> "CurvePoint":
+        return cls(**{field.name: getattr(progress, field.name) for field in fields(cls)})
+
+
 class Trainer:
     """A run that can be stepped, watched, stopped and resumed."""
 

@@ -13,8 +13,8 @@ from cluster import s3
 from cluster.backends import Corrupt, StoreError
 from cluster.recordings import begin, commit, open_manifest, shard_tables, verify, write_shard
 from cluster.store import Store
-from tests.cluster.conftest import CANARY, forget_connections
 from tests.cluster.test_recordings import make_plan, make_table
+from tests.fakes.s3 import CANARY, forget_connections
 
 KEY = "policies/p-0/card.json"
 

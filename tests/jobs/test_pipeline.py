@@ -49,7 +49,7 @@ def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> DemoPipelineConf
         worlds_per_actor=worlds_per_actor,
         concepts_per_policy=1,
         train=TrainDemoConfig(
-            worlds=("hazard",), seeds=(0,), budget_agent_steps=5 * 4096, num_checkpoints=3
+            worlds=("hazard",), seeds=(0,), budget_agent_steps=8 * 4096, num_checkpoints=5
         ),
         evaluate=EvaluationConfig(num_episodes=6),
         record=RecordingConfig(num_episodes=40, episodes_per_shard=8),
@@ -100,7 +100,8 @@ def test_the_study_says_what_it_is_made_of(finished: tuple[DemoPipelineConfig, S
     store = Store.open(config.store)
     written = json.loads(store.get("studies/tiny/study.json"))
     assert Study.from_json(json.dumps(written)) == study
-    assert [policy["step"] for policy in written["policies"]] == [0, 2 * 4096, 5 * 4096]
+    steps = [policy["step"] for policy in written["policies"]]
+    assert steps == [number * 4096 for number in (0, 1, 2, 4, 8)]
     assert written["policies"][0]["n_episodes"] == 6
     assert {trial["config"]["family"]["name"] for trial in written["sweep"]} == {
         "batch_topk",

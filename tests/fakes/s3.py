@@ -1,5 +1,6 @@
-"""A real S3-protocol server behind a proxy that can misbehave, and a store on it."""
+"""Fixtures: a real S3-protocol server behind a proxy that can misbehave, and a store on it."""
 
+import logging
 import secrets
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ CANARY = "c4n4ryS3cr3tK3y0000000000000000000000000"
 
 @pytest.fixture(scope="session")
 def s3_upstream() -> Iterator[str]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

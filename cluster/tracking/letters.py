@@ -1,0 +1,436 @@
+"""What W&B is told of a study: one run per finding, with what it used and what it made, so that its graph shows
+
+    policy -> recording -> dictionary -> concepts -> effects, lineages, windows -> report
+
+A letter is written into the store when its finding is there, and delivered when the server is: the store is the
+record and W&B a mirror of it. It names objects of the store instead of holding them, and it is the same letter if it is
+written again, so a study that is run twice is mirrored once.
+
+    mirror/<study>/<rank>-<letter_id>.json    the letter; delivered in this order
+    mirror/<study>/sent/<letter_id>.json      its receipt
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from cluster import policies, recordings
+from cluster.dictionaries import SweepResult
+from cluster.results import Kind, read_table
+from cluster.store import Store
+from cluster.studies import REPORT
+from cluster.tracking.access import Access
+from cluster.training import TrainedRun
+from interp.dictionaries.training import CurvePoint
+from interp.identity import canonical_json, content_id, parse_json, sha256
+from interp.policies.bundle import PolicyCard
+from interp.study import DictionaryEntry, Study
+
+STAGES = (
+    "policies",
+    "record",
+    "sae",
+    "sweep",
+    "decompose",
+    "score",
+    "steer",
+    "evolve",
+    "show",
+    "report",
+)
+"""In the order of delivery: what is used is there before its use."""
+STAGE_OF: Mapping[Kind, str] = {
+    "concepts": "score",
+    "effects": "steer",
+    "lineages": "evolve",
+    "windows": "show",
+}
+SHOWN_COLUMNS = (
+    *("policy_name", "label", "latent", "auroc", "auroc_lo", "auroc_hi", "q_value"),
+    *("neuron_auroc", "pca_auroc", "random_init_auroc", "n_episodes"),
+)
+"""Of the named concepts, in the table on the run's page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutgoingArtifact:
+    name: str
+    type: str
+    files: Mapping[str, str]
+    """Name in the artifact -> key in the store."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownTable:
+    """A small table on a run's page."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "ShownTable":
+        """The given columns of rows that may have more; a number that is none is left open, as in JSON."""
+        return cls(
+            columns=tuple(columns),
+            rows=tuple(tuple(_finite(row[name]) for name in columns) for row in rows),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """One W&B run, whole."""
+
+    project: str = ""
+    entity: str | None = None
+    """Of the run; without one, the user's own."""
+    study: str
+    stage: str
+    subject: str
+    """Id of what it tells of."""
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    curve: tuple[Mapping[str, float], ...] = ()
+    """Rows in ascending `step`."""
+    uses: tuple[str, ...] = ()
+    """Artifacts as name:alias of the mirror's own project, or as entity/project/name:vN."""
+    logs: tuple[OutgoingArtifact, ...] = ()
+    pages: Mapping[str, str] = field(default_factory=dict)
+    """Title -> key of an HTML or SVG object, shown on the run's page."""
+    tables: Mapping[str, ShownTable] = field(default_factory=dict)
+
+    @property
+    def run_id(self) -> str:
+        """The same study, the same finding: the same W&B run."""
+        return content_id("s", [self.study, self.stage, self.subject])
+
+    @property
+    def letter_id(self) -> str:
+        return content_id("l", asdict(self))
+
+    @property
+    def key(self) -> str:
+        return f"mirror/{self.study}/{STAGES.index(self.stage):02d}-{self.letter_id}.json"
+
+    @classmethod
+    def from_json(cls, content: bytes, *, source: str) -> "Letter":
+        """Raises ValueError if it is not a letter of this version."""
+        record = parse_json(content, source=source)
+        try:
+            return cls(
+                **{
+                    **record,
+                    "curve": tuple(record["curve"]),
+                    "uses": tuple(record["uses"]),
+                    "logs": tuple(
+                        OutgoingArtifact(**{**one, "aliases": tuple(one["aliases"])})
+                        for one in record["logs"]
+                    ),
+                    "tables": {
+                        title: ShownTable(
+                            columns=tuple(table["columns"]), rows=tuple(map(tuple, table["rows"]))
+                        )
+                        for title, table in record["tables"].items()
+                    },
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{source}: not a letter of this version: {error}") from error
+
+
+def write(store: Store, letter: Letter) -> None:
+    """Puts a letter into the store, if it is not there."""
+    store.ensure(letter.key, canonical_json(letter))
+
+
+def pending(store: Store, study: str) -> list[Letter]:
+    """Letters without a receipt, in the order of delivery."""
+    keys = store.list(f"mirror/{study}")
+    sent = {key.rpartition("/")[2] for key in keys if "/sent/" in key}
+    return [
+        Letter.from_json(store.get(key), source=key)
+        for key in keys
+        if "/sent/" not in key and f"{key.partition('-')[2]}" not in sent
+    ]
+
+
+def studies(store: Store) -> list[str]:
+    """Studies that have letters."""
+    return sorted({key.split("/")[1] for key in store.list("mirror")})
+
+
+def is_sent(store: Store, letter: Letter) -> bool:
+    """Whether a letter has its receipt."""
+    return store.exists(_receipt_key(letter))
+
+
+def confirm(store: Store, letter: Letter, receipt: Mapping[str, Any]) -> None:
+    """Keeps the receipt of a delivered letter."""
+    store.create(_receipt_key(letter), canonical_json(receipt))
+
+
+def _receipt_key(letter: Letter) -> str:
+    return f"mirror/{letter.study}/sent/{letter.letter_id}.json"
+
+
+# --- what is told, finding by finding
+
+
+def policies_letter(study: str, run: TrainedRun) -> Letter:
+    """The checkpoints of a run as versions of one artifact, unless they are that server's already."""
+    own = [card for card in run.checkpoints if _origin(card) is None]
+    return Letter(
+        study=study,
+        stage="policies",
+        subject=run.run_id,
+        name=run.name,
+        config={"run": run.run_id, "world": run.world},
+        summary={"checkpoints": len(run.checkpoints), "steps": run.checkpoints[-1].step},
+        uses=tuple(origin for card in run.checkpoints if (origin := _origin(card))),
+        logs=tuple(
+            OutgoingArtifact(
+                name=_artifact_name(card.name),
+                type="model",
+                files={
+                    name: f"policies/{card.policy_id}/{name}"
+                    for name in ("weights.safetensors", "architecture.json", "card.json")
+                },
+                metadata={
+                    "policy_id": card.policy_id,
+                    "agent_step": card.step,
+                    "world": card.world,
+                    "num_parameters": card.num_parameters,
+                },
+                aliases=(card.policy_id,),
+            )
+            for card in own
+        ),
+    )
+
+
+def _origin(card: PolicyCard) -> str | None:
+    """The artifact of this W&B server that a policy was fetched from."""
+    metadata = card.source.get("metadata")
+    if not isinstance(metadata, Mapping) or metadata.get("server") != Access.of_environment().host:
+        return None
+    return metadata.get("artifact")
+
+
+def _policy(store: Store, policy_id: str) -> tuple[str, ...]:
+    """The artifact of a policy; none for an untrained copy, which its seed tells all of."""
+    card = policies.read_card(store, policy_id)
+    if "untrained_copy_of" in card.source:
+        return ()
+    return (_origin(card) or f"{_artifact_name(card.name)}:{policy_id}",)
+
+
+def _artifact_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
+
+
+def recording_letter(store: Store, study: str, recording_id: str) -> Letter:
+    """What was recorded, of whom, and where its rows are; the rows themselves stay in the store."""
+    manifest = recordings.open_manifest(store, recording_id)
+    plan = manifest.plan
+    facts = {
+        "rows": manifest.rows,
+        "episodes": plan.config["num_episodes"],
+        "sites": sorted(plan.config["site_widths"]),
+    }
+    key = recordings.manifest_key(recording_id)
+    return Letter(
+        study=study,
+        stage="record",
+        subject=recording_id,
+        name=recording_id,
+        config=dict(plan.config),
+        summary=facts,
+        uses=_artifacts(store, plan.inputs),
+        logs=(
+            OutgoingArtifact(
+                name=recording_id,
+                type="recording",
+                files={"manifest.json": key, "plan.json": plan.key},
+                metadata={**facts, "store": store.url},
+            ),
+        ),
+    )
+
+
+def _artifacts(store: Store, inputs: Mapping[str, str]) -> tuple[str, ...]:
+    """The artifacts behind the ids that something was made from; other inputs than ids are no artifacts."""
+    found: list[str] = []
+    for thing in dict.fromkeys(inputs.values()):
+        match thing.partition("-")[0]:
+            case "p":
+                found += _policy(store, thing)
+            case "r" | "d" | "c":
+                found.append(f"{thing}:latest")
+            case _:
+                pass
+    return tuple(found)
+
+
+def trial_run(
+    study: str, sweep_id: str, number: int, config: Mapping[str, Any], *, recording_id: str
+) -> Letter:
+    """What is known of a trial before it has begun, so that its rows can be shown as they come."""
+    return Letter(
+        study=study,
+        stage="sae",
+        subject=f"{sweep_id}/{number}",
+        name=trial_name(config),
+        config={**config, "sweep": sweep_id, "recording": recording_id},
+        uses=(f"{recording_id}:latest",),
+    )
+
+
+def curve_row(point: CurvePoint) -> dict[str, float]:
+    """A report as a row of a W&B run, of which NaN is no part."""
+    return {name: value for name, value in asdict(point).items() if math.isfinite(value)}
+
+
+def trial_letters(
+    study: str, sweep_id: str, sweep: SweepResult, *, recording_id: str
+) -> list[Letter]:
+    """The training curve of every trial of a sweep."""
+    return [
+        replace(
+            trial_run(study, sweep_id, number, trial.config, recording_id=recording_id),
+            summary={"fvu": trial.fvu, "l0": trial.l0, "dead_fraction": trial.dead_fraction},
+            curve=tuple(map(curve_row, curve)),
+        )
+        for number, (trial, curve) in enumerate(zip(sweep.trials, sweep.curves, strict=True))
+    ]
+
+
+def trial_name(config: Mapping[str, Any]) -> str:
+    """For people: family and strength of the sparsity."""
+    family = dict(config["family"])
+    return " ".join([family.pop("name"), *(f"{key}={value}" for key, value in family.items())][:2])
+
+
+def sweep_letter(study: str, sweep_id: str, sweep: SweepResult, *, recording_id: str) -> Letter:
+    """All trials as a table, and which was chosen."""
+    return Letter(
+        study=study,
+        stage="sweep",
+        subject=sweep_id,
+        name=f"sweep of {recording_id}",
+        config={"recording": recording_id},
+        summary={"chosen": sweep.chosen.dict_id, **_metrics(sweep.chosen)},
+        uses=(f"{recording_id}:latest",),
+        logs=(_dictionary(sweep.chosen),),
+        tables={
+            "trials": ShownTable.of(
+                [
+                    {**asdict(trial), "trial": trial_name(trial.config), **trial.config}
+                    for trial in sweep.trials
+                ],
+                ("trial", "d_sae", "fvu", "l0", "dead_fraction"),
+            )
+        },
+    )
+
+
+def dictionary_letter(study: str, entry: DictionaryEntry, *, recording_id: str) -> Letter:
+    """A dictionary and the recording that it was trained on."""
+    return Letter(
+        study=study,
+        stage="decompose",
+        subject=entry.dict_id,
+        name=entry.dict_id,
+        config={"recording": recording_id, "family": entry.family, "d_sae": entry.d_sae},
+        summary=_metrics(entry),
+        uses=(f"{recording_id}:latest",),
+        logs=(_dictionary(entry),),
+    )
+
+
+def _dictionary(entry: DictionaryEntry) -> OutgoingArtifact:
+    files = ("config.json", "weights.safetensors", "card.json")
+    return OutgoingArtifact(
+        name=entry.dict_id,
+        type="dictionary",
+        files={name: f"dictionaries/{entry.dict_id}/{name}" for name in files},
+        metadata=asdict(entry),
+    )
+
+
+def _metrics(entry: DictionaryEntry) -> dict[str, Any]:
+    return {"fvu": entry.fvu, "l0": entry.l0, "dead_fraction": entry.dead_fraction}
+
+
+def table_letter(store: Store, study: str, kind: Kind, table_id: str) -> Letter:
+    """A table of findings, and all that its note says it was computed from."""
+    note = parse_json(store.get(f"{kind}/{table_id}.json"), source=f"{kind}/{table_id}.json")
+    table = read_table(store, kind, table_id)
+    named = (
+        [row for row in table.to_pylist() if row["concept"] is not None]
+        if kind == "concepts"
+        else []
+    )
+    return Letter(
+        study=study,
+        stage=STAGE_OF[kind],
+        subject=table_id,
+        name=f"{kind} {table_id}",
+        config=note["config"],
+        summary={
+            "rows": table.num_rows,
+            **({"concepts": len(named)} if kind == "concepts" else {}),
+        },
+        uses=_artifacts(store, note["inputs"]),
+        logs=(
+            OutgoingArtifact(
+                name=table_id,
+                type=kind,
+                files={
+                    f"{kind}.parquet": f"{kind}/{table_id}.parquet",
+                    "note.json": f"{kind}/{table_id}.json",
+                },
+                metadata={"rows": table.num_rows},
+            ),
+        ),
+        tables={"concepts": ShownTable.of(named, SHOWN_COLUMNS)} if named else {},
+    )
+
+
+def report_letter(store: Store, study: Study) -> Letter:
+    """The figures, the page, and every table that they were drawn from."""
+    folder = f"studies/{study.study}"
+    figures = sorted(key for key in store.list(folder) if key.endswith(".svg"))
+    names = [REPORT, "study.json", *(key.removeprefix(f"{folder}/") for key in figures)]
+    return Letter(
+        study=study.study,
+        stage="report",
+        # the objects of a study may be replaced: their content is what this letter is about
+        subject=study.study,
+        name=f"report of {study.study}",
+        config={"seeds": dict(study.seeds)},
+        summary={
+            "content": sha256(b"".join(store.get(f"{folder}/{name}") for name in names)),
+            **{f"seconds/{stage}": seconds for stage, seconds in study.wall_s.items()},
+        },
+        uses=tuple(
+            f"{table_id}:latest"
+            for kind in ("concepts", "effects", "lineages", "windows")
+            for table_id in getattr(study, kind)
+        ),
+        logs=(
+            OutgoingArtifact(
+                name=_artifact_name(f"report-{study.study}"),
+                type="report",
+                files={name: f"{folder}/{name}" for name in names},
+            ),
+        ),
+        pages={f"figures/{key.rpartition('/')[2].removesuffix('.svg')}": key for key in figures},
+    )
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - a cell of a table
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,297 @@
+"""Delivers a study's letters to W&B while the study goes on, and never gets in its way.
+
+A thread hands letters to the process that talks to W&B. Whatever goes wrong there costs the study nothing: letters are
+in the store before they are delivered, and those without a receipt are delivered by the next run of the same study or
+by `sparsight sync`.
+"""
+
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from cluster.backends import LocalFolder
+from cluster.store import Store
+from cluster.tracking import letters
+from cluster.tracking.access import Access, WandbError
+from cluster.tracking.letters import Letter
+from cluster.tracking.service import WandbService
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+DEFAULT_PROJECT = "sparsight"
+DELIVER_S = 150.0
+"""Seconds that a letter may take, besides the time for its bytes."""
+SLOWEST_BYTES_PER_S = 250_000
+FEED_S = 30.0
+CLOSE_S = 120.0
+"""Seconds that a finished job waits for what is still to be delivered."""
+
+
+class Courier:
+    """Delivers single letters."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.service = WandbService()
+
+    def deliver(self, letter: Letter) -> None:
+        """Delivers a letter and keeps its receipt.
+
+        Raises:
+            OSError: it could not be delivered, or what arrived is not the whole letter.
+        """
+        with _staged(self.store, letter) as content:
+            num_bytes = sum(
+                Path(path).stat().st_size
+                for one in content["logs"]
+                for path in one["files"].values()
+            )
+            receipt = self.service.ask(
+                "deliver",
+                run=_run(letter),
+                letter=content,
+                deadline_s=DELIVER_S + num_bytes / SLOWEST_BYTES_PER_S,
+            )
+        letters.confirm(self.store, letter, receipt)
+
+    def feed(self, letter: Letter, row: Mapping[str, float]) -> None:
+        """Shows one row of a run whose letter comes later."""
+        values = {name: value for name, value in row.items() if name != "step"}
+        self.service.ask(
+            "feed", run=_run(letter), step=int(row["step"]), row=values, deadline_s=FEED_S
+        )
+
+
+def _run(letter: Letter) -> dict[str, Any]:
+    return {
+        "id": letter.run_id,
+        "entity": letter.entity,
+        "project": letter.project,
+        "name": letter.name,
+        "group": letter.study,
+        "stage": letter.stage,
+        "config": letter.config,
+    }
+
+
+@contextmanager
+def _staged(store: Store, letter: Letter) -> Iterator[dict[str, Any]]:
+    """The letter with paths of this machine in place of keys."""
+    with tempfile.TemporaryDirectory(prefix="sparsight-") as folder:
+
+        def path_of(key: str) -> str:
+            if isinstance(store.backend, LocalFolder):
+                return str(store.local_path(key))
+            path = Path(folder, key)
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(store.get(key))
+            return str(path)
+
+        yield {
+            "id": letter.letter_id,
+            "summary": letter.summary,
+            "curve": letter.curve,
+            "uses": letter.uses,
+            "tables": {title: asdict(table) for title, table in letter.tables.items()},
+            "pages": {title: path_of(key) for title, key in letter.pages.items()},
+            "logs": [
+                {**asdict(one), "files": {name: path_of(key) for name, key in one.files.items()}}
+                for one in letter.logs
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    letter: Letter
+    row: Mapping[str, float]
+
+
+class Mirror:
+    """The mirror of one study, for as long as a job works on it.
+
+    with Mirror.open(store, "demo", "auto", say=print) as mirror:
+        ...
+        mirror.post(letter)
+        mirror.close()
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        study: str,
+        *,
+        project: str,
+        entity: str | None,
+        state: Literal["online", "offline", "disabled", "off (no key)"],
+    ) -> None:
+        self.store = store
+        self.study = study
+        self.project = project
+        self.entity = entity
+        self.reason: str | None = None
+        """Why the last delivery failed."""
+        self._state = state
+        self._courier = Courier(store)
+        self._queue: queue.Queue[Letter | _Row | None] = queue.Queue()
+        self._feeds = True
+        self._retry_at = 0.0
+        self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
+
+    @classmethod
+    def open(
+        cls,
+        store: Store,
+        study: str,
+        mode: Mode,
+        *,
+        project: str | None = None,
+        entity: str | None = None,
+        say: Callable[[str], None],
+    ) -> Self:
+        """Finds out, within about 4 s, whether there is a server to mirror to.
+
+        Args:
+            mode: "auto" is what WANDB_MODE says, or else "online" if there is a key and the server answers, "offline"
+                if it does not answer, and "disabled" if there is no key.
+            project: By default WANDB_PROJECT, or else "sparsight".
+            entity: By default WANDB_ENTITY, or else the user's own.
+            say: Called with the one line that tells why nothing will be delivered for now.
+
+        Raises:
+            ValueError: mode "online" without a key.
+            WandbError: mode "online" and the server does not answer.
+        """
+        access = Access.of_environment()
+        if mode == "auto":
+            said = os.environ.get("WANDB_MODE", "online")
+            state = said if said in ("offline", "disabled") else "online"
+        else:
+            state = mode
+        if state == "online" and not access.has_key:
+            if mode == "online":
+                raise ValueError(
+                    f"--wandb online: no key for {access.host}; set WANDB_API_KEY, run `wandb login`, or use "
+                    "--wandb offline"
+                )
+            state = "off (no key)"
+        if state == "online" and (reason := access.probe()):
+            if mode == "online":
+                raise WandbError(f"--wandb online: {reason}; use --wandb offline and sync later")
+            state = "offline"
+            say(f"wandb: {reason}; going on offline, `sparsight sync` delivers later")
+        mirror = cls(
+            store,
+            study,
+            project=project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+            entity=entity or os.environ.get("WANDB_ENTITY"),
+            state=state,
+        )
+        if state == "online":
+            mirror._thread.start()
+        return mirror
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._courier.service.stop()
+
+    def post(self, written: Iterable[Letter]) -> None:
+        """Puts letters into the store and queues those without a receipt; if there is no mirror, none is written."""
+        if self._state not in ("online", "offline"):
+            return
+        for letter in map(self._addressed, written):
+            letters.write(self.store, letter)
+            if self._state == "online" and not letters.is_sent(self.store, letter):
+                self._queue.put(letter)
+
+    def feed(self, letter: Letter, row: Mapping[str, float]) -> None:
+        """Shows one row of a run as it comes; its letter, which follows, brings all of them."""
+        if self._state == "online" and self._feeds and self._queue.qsize() < 1000:
+            self._queue.put(_Row(self._addressed(letter), row))
+
+    def close(self, *, wait_s: float = CLOSE_S) -> str:
+        """Waits for what is queued, tries once more what failed, and says how things stand: the job's last line."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(wait_s)
+            if self._thread.is_alive():
+                self.reason = self.reason or f"not done within {wait_s:.0f} s"
+        self._courier.service.stop()
+        if self._state not in ("online", "offline"):
+            return f"wandb: {self._state}"
+        return state_line(len(letters.pending(self.store, self.study)))
+
+    def _addressed(self, letter: Letter) -> Letter:
+        return replace(letter, project=self.project, entity=self.entity)
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            match item:
+                case Letter() if time.monotonic() >= self._retry_at:
+                    self._try(item)  # the others are tried at the end
+                case _Row(letter, row) if self._feeds:
+                    try:
+                        self._courier.feed(letter, row)
+                    except OSError:
+                        self._feeds = False  # its letter brings the row
+                case _:
+                    pass
+        for letter in letters.pending(self.store, self.study):
+            if not self._try(letter) and Access.of_environment().probe() is not None:
+                return
+
+    def _try(self, letter: Letter) -> bool:
+        if letters.is_sent(self.store, letter):
+            return True
+        try:
+            self._courier.deliver(letter)
+        except OSError as error:
+            self.reason = str(error)
+            # one outage is not paid for by every letter
+            self._retry_at = time.monotonic() + 30.0
+            return False
+        return True
+
+
+def state_line(num_pending: int) -> str:
+    """How a mirror stands."""
+    return f"wandb: pending ({num_pending})" if num_pending else "wandb: synced"
+
+
+def deliver_pending(
+    store: Store,
+    study: str,
+    note: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
+) -> list[str]:
+    """Delivers what a study's mirror lacks, in order; why each of the letters that remain could not be delivered."""
+    todo = letters.pending(store, study)
+    courier = Courier(store)
+    failures: list[str] = []
+    try:
+        for number, letter in enumerate(todo):
+            try:
+                courier.deliver(letter)
+            except OSError as error:
+                failures.append(f"{letter.stage} {letter.name}: {error}")
+                if (reason := Access.of_environment().probe()) is not None:
+                    left = f"{len(todo) - number} of {len(todo)} letters"
+                    raise WandbError(f"{reason}; study {study} still has to send {left}") from error
+            note(number + 1, len(todo), f"{letter.stage} {letter.name}")
+    finally:
+        courier.service.stop()
+    return failures
