@@ -22,6 +22,7 @@ from jaxtyping import Float32, Int32
 from interp.noise import BLOCK_STEPS, gumbel_block
 from interp.policies.policy import Policy, State
 from interp.policies.taps import Edit, RecordingTap, RowEdits
+from interp.policies.translation import fitted
 from interp.records import Episode
 from interp.worlds.world import World
 
@@ -101,16 +102,13 @@ def roll(
     """Plays every trial once and yields its episode as soon as it ends; `Episode.index` tells which trial it was.
 
     Raises:
-        ValueError: a site that the policy lacks, actions that differ between policy and world, or an edit whose width
-            is not the site's. Before anything is played.
+        ValueError: a site that the policy lacks, a world that it cannot play in, or an edit whose width is not the
+            site's. Before anything is played.
     """
+    policy = fitted(policy, world.spec)
     check_sites(
         policy.sites, [*capture.sites, *(edit.site for trial in trials for edit in trial.edits)]
     )
-    if policy.action_names != world.spec.action_names:
-        raise ValueError(
-            f"the policy acts by {policy.action_names}, but world {world.spec.name} wants {world.spec.action_names}"
-        )
     for trial in trials:
         for edit in trial.edits:
             if edit.write_D.shape != (policy.sites[edit.site],):

@@ -4,7 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from interp.policies import sb3_recurrent, token_lstm
+from interp.policies import (
+    mettagrid_box,
+    mettagrid_flat,
+    mettagrid_perceiver,
+    sb3_recurrent,
+    token_lstm,
+)
+from interp.policies.mettagrid_box import BoxArchitecture, BoxNetwork
+from interp.policies.mettagrid_flat import FlatArchitecture, FlatNetwork
+from interp.policies.mettagrid_perceiver import PerceiverArchitecture, PerceiverNetwork
 from interp.policies.policy import PolicyNetwork
 from interp.policies.policy_file import PolicyFile
 from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3RecurrentPolicy
@@ -43,6 +52,24 @@ FAMILIES = (
         about="our own",
         network=lambda content: TokenLstmPolicy(TokenLstmArchitecture.from_json(content)),
         recognise=token_lstm.recognise,
+    ),
+    Family(
+        name=mettagrid_box.FAMILY,
+        about="mettagrid's convolutional network with an LSTM, of 2025-07 and 2025-08",
+        network=lambda content: BoxNetwork(BoxArchitecture.from_json(content)),
+        recognise=mettagrid_box.recognise,
+    ),
+    Family(
+        name=mettagrid_perceiver.FAMILY,
+        about="mettagrid's perceiver with an LSTM, of 2025-10 to 2025-12",
+        network=lambda content: PerceiverNetwork(PerceiverArchitecture.from_json(content)),
+        recognise=mettagrid_perceiver.recognise,
+    ),
+    Family(
+        name=mettagrid_flat.FAMILY,
+        about="mettagrid's stock networks, with an LSTM and without, of 2025-09 to 2026-01",
+        network=lambda content: FlatNetwork(FlatArchitecture.from_json(content)),
+        recognise=mettagrid_flat.recognise,
     ),
     Family(
         name=sb3_recurrent.FAMILY,

@@ -1,0 +1,294 @@
+"""The network of mettagrid's agents in the summer of 2025, rebuilt from a pickled `PolicyRecord`: tokens are laid out
+as a box of features x rows x columns, and go through convolutions, two layers and an LSTM of several layers.
+
+    box[f, row, col] = value / norm_f
+    x = relu(fc2 relu(fc1 flatten(relu(conv2 relu(conv1 box)))))
+    y = LSTM(x)
+    logit_a = tanh(W relu(actor y)) . embedding_a + bias,    value = v tanh(critic y)
+
+Facts: metta's agent/lib of 2025-07 (obs_token_to_box_shaper, observation_normalizer, actor, action). Features, their
+norms, actions and the settings of the convolutions are told by the file; what held everywhere was told at the agent's
+own cell. `type_id` numbered the objects of a world in a way that no file tells, so objects are not recognised today.
+
+encoder         x                                     [R, hidden]
+lstm.0.c, ...   memory of the layers below the last   [R, hidden]
+lstm.c          the last layer's cell state           [R, hidden]  an edit persists and first shows one step later
+lstm.h          the last layer's hidden state         [R, hidden]  an edit reaches the heads now and the memory
+lstm.y          the heads' copy of h                  [R, hidden]  an edit reaches the heads only
+logits          of all actions that it was trained with  [R, num_actions]
+value           value estimate                        [R, 1]
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from interp.policies.placement import place
+from interp.policies.policy import State, Step
+from interp.policies.policy_file import PolicyFile
+from interp.policies.recurrent import initial_memory, memory_sites, remember
+from interp.policies.taps import Tap
+from interp.policies.tensors import check_tensors
+from interp.policies.translation import PADDING, TokenLanguage, TokenNetwork
+
+FAMILY = "mettagrid-box"
+_CONVOLUTIONS = ("cnn1", "cnn2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convolution:
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxArchitecture:
+    """All that is needed, besides the weights, to run the network."""
+
+    window_rows: int
+    window_cols: int
+    num_tokens: int
+    features: Mapping[str, int]
+    """Feature name -> channel of the box."""
+    norms: tuple[float, ...]
+    """By channel: what a value is divided by."""
+    action_names: tuple[str, ...]
+    """Name and argument, such as `rotate_2`."""
+    action_rows: tuple[int, ...]
+    """By action: its row in the table of embeddings."""
+    num_embeddings: int
+    embedding: int
+    """Width of an action's embedding."""
+    convolutions: tuple[Convolution, Convolution]
+    flat: int
+    """Numbers that the convolutions leave."""
+    fc: int
+    """Width of the layer behind the convolutions."""
+    hidden: int
+    num_layers: int
+    actor: int
+    critic: int
+    """Widths of the layers before the heads."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"family": FAMILY, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "BoxArchitecture":
+        """Raises ValueError if a field is missing, unknown or of another kind."""
+        fields = {name: value for name, value in content.items() if name != "family"}
+        try:
+            first, second = (
+                Convolution(**{name: _whole(value) for name, value in one.items()})
+                for one in fields["convolutions"]
+            )
+            return cls(
+                **{
+                    **fields,
+                    "features": {str(name): int(byte) for name, byte in fields["features"].items()},
+                    "norms": tuple(map(float, fields["norms"])),
+                    "action_names": tuple(map(str, fields["action_names"])),
+                    "action_rows": tuple(map(int, fields["action_rows"])),
+                    "convolutions": (first, second),
+                }
+            )
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise ValueError(f"architecture of family {FAMILY}: {error!r}") from error
+
+
+def _whole(value: Any) -> Any:  # noqa: ANN401 - a number, or a pair of them
+    return tuple(map(int, value)) if isinstance(value, list | tuple) else int(value)
+
+
+def recognise(file: PolicyFile) -> BoxArchitecture | None:
+    """The architecture if these are the tensors of such a network.
+
+    Raises:
+        ValueError: they nearly are, or the file does not tell its features, actions or strides.
+    """
+    tensors = file.tensors
+    if not {"components.cnn1._net.0.weight", "components._action_.W"} <= tensors.keys():
+        return None
+    shape = {name.removeprefix("components."): tuple(one.shape) for name, one in tensors.items()}
+    try:
+        architecture = BoxArchitecture(
+            window_rows=_told(file, "obs_height"),
+            window_cols=_told(file, "obs_width"),
+            num_tokens=_told(file, "obs_shape")[0],
+            features={name: one["id"] for name, one in _told(file, "features").items()},
+            norms=tuple(map(float, tensors["components.obs_normalizer.obs_norm"].flatten())),
+            **_actions(file),
+            num_embeddings=shape["_action_embeds_._net.weight"][0],
+            embedding=shape["_action_embeds_._net.weight"][1],
+            convolutions=(_convolution(file, shape, "cnn1"), _convolution(file, shape, "cnn2")),
+            flat=shape["fc1._net.0.weight"][1],
+            fc=shape["fc1._net.0.weight"][0],
+            hidden=shape["_core_._net.weight_hh_l0"][1],
+            num_layers=sum(name.startswith("_core_._net.weight_ih_l") for name in shape),
+            actor=shape["actor_1._net.0.weight"][0],
+            critic=shape["critic_1._net.0.weight"][0],
+        )
+        with torch.device("meta"):  # shapes only
+            expected = BoxNetwork(architecture).state_dict()
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"a convolutional mettagrid policy of 2025, but not one that is known: {error!r}"
+        ) from error
+    check_tensors(
+        tensors,
+        expected,
+        of="a convolutional mettagrid policy of 2025",
+        hint="only the network of `fast.yaml` is known",
+    )
+    return architecture
+
+
+def _told(file: PolicyFile, field: str) -> Any:  # noqa: ANN401 - any JSON
+    if file.metadata.get(field) is None:
+        raise ValueError(
+            f"a convolutional mettagrid policy of 2025 whose file does not tell {field}: without it the observations "
+            "of today cannot be translated; give the whole `PolicyRecord`, not its tensors alone"
+        )
+    return file.metadata[field]
+
+
+def _actions(file: PolicyFile) -> dict[str, Any]:
+    names = [
+        f"{name}_{argument}"
+        for name, largest in zip(
+            _told(file, "action_names"), _told(file, "action_max_params"), strict=True
+        )
+        for argument in range(largest + 1)
+    ]
+    rows = file.tensors["components._action_embeds_.active_indices"].tolist()
+    if len(rows) != len(names):
+        raise ValueError(
+            f"the file names {len(names)} actions but its table of embeddings has {len(rows)} in use"
+        )
+    return {"action_names": tuple(names), "action_rows": tuple(rows)}
+
+
+def _convolution(file: PolicyFile, shape: Mapping[str, tuple[int, ...]], name: str) -> Convolution:
+    channels, _, *kernel = shape[f"{name}._net.0.weight"]
+    settings = _told(file, "attributes").get(f"components.{name}._net.0", {})
+    plain = {"dilation": [1, 1], "groups": 1, "padding_mode": "zeros"}
+    if {key: settings.get(key) for key in plain} != plain or "stride" not in settings:
+        raise ValueError(
+            f"convolution {name} of a mettagrid policy of 2025 has settings {settings}, wanted {plain} and a stride"
+        )
+    return Convolution(
+        channels=channels,
+        kernel=_whole(kernel),
+        stride=_whole(settings["stride"]),
+        padding=_whole(settings["padding"]),
+    )
+
+
+class BoxNetwork(TokenNetwork):
+    """See the head of this file; its parameters are named as in the files."""
+
+    def __init__(self, architecture: BoxArchitecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        hidden = architecture.hidden
+        self._part: dict[str, nn.Module] = {}  # short names; the long ones are those of the file
+        below = len(architecture.norms)
+        for name, one in zip(_CONVOLUTIONS, architecture.convolutions, strict=True):
+            layer = nn.Conv2d(below, one.channels, one.kernel, one.stride, one.padding)
+            self._place(name, f"{name}._net.0", layer)
+            below = one.channels
+        for name, inputs, outputs in (
+            ("fc1", architecture.flat, architecture.fc),
+            ("encoded_obs", architecture.fc, hidden),
+            ("critic_1", hidden, architecture.critic),
+            ("actor_1", hidden, architecture.actor),
+        ):
+            self._place(name, f"{name}._net.0", nn.Linear(inputs, outputs))
+        self._place("value", "_value_._net", nn.Linear(architecture.critic, 1))
+        lstm = nn.LSTM(hidden, hidden, num_layers=architecture.num_layers)
+        for name, parameter in lstm.named_parameters():
+            nn.init.ones_(parameter) if "bias" in name else nn.init.orthogonal_(parameter)
+        self._place("core", "_core_._net", lstm)
+        self._lstm = [lstm]  # in a list, or it would be registered twice
+        embeddings = nn.Embedding(architecture.num_embeddings, architecture.embedding)
+        nn.init.uniform_(embeddings.weight, -0.1, 0.1)
+        self._place("embeddings", "_action_embeds_._net", embeddings)
+        components = self.get_submodule("components")
+        rows = torch.tensor(architecture.action_rows, dtype=torch.int64)
+        components.get_submodule("_action_embeds_").register_buffer("active_indices", rows)
+        normaliser = nn.Module()
+        norms = torch.tensor(architecture.norms).view(1, -1, 1, 1)
+        normaliser.register_buffer("obs_norm", norms)
+        components.add_module("obs_normalizer", normaliser)
+        actor = nn.Module()
+        bound = architecture.actor**-0.5
+        weights = torch.empty(1, architecture.actor, architecture.embedding)
+        actor.W = nn.Parameter(weights.uniform_(-bound, bound))
+        actor.bias = nn.Parameter(torch.empty(1).uniform_(-bound, bound))
+        components.add_module("_action_", actor)
+
+    def _place(self, short: str, path: str, module: nn.Module) -> None:
+        place(self, f"components.{path}", module)
+        self._part[short] = module
+
+    @property
+    def language(self) -> TokenLanguage:
+        architecture = self.architecture
+        return TokenLanguage(
+            num_tokens=architecture.num_tokens,
+            num_actions=len(architecture.action_names),
+            window_rows=architecture.window_rows,
+            window_cols=architecture.window_cols,
+            features=architecture.features,
+            actions=architecture.action_names,
+        )
+
+    @property
+    def sites(self) -> dict[str, int]:
+        return {
+            "encoder": self.architecture.hidden,
+            **memory_sites("lstm", self._lstm[0]),
+            "lstm.y": self.architecture.hidden,
+            "logits": len(self.architecture.action_names),
+            "value": 1,
+        }
+
+    def initial_state(self, num_rows: int) -> State:
+        return initial_memory(self._lstm[0], num_rows)
+
+    def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step:
+        part = self._part
+        x_R = self.box(observation_R) / self.get_buffer("components.obs_normalizer.obs_norm")
+        for name in _CONVOLUTIONS:
+            x_R = torch.relu(part[name](x_R))
+        x_RD = torch.relu(part["encoded_obs"](torch.relu(part["fc1"](x_R.flatten(1)))))
+        h_RD, memory = remember("lstm", self._lstm[0], tap("encoder", x_RD), state, tap)
+        y_RD = tap("lstm.y", h_RD)
+        logits_RN = tap("logits", self._score(torch.relu(part["actor_1"](y_RD))))
+        value_R1 = tap("value", part["value"](torch.tanh(part["critic_1"](y_RD))))
+        return Step(logits_RN, value_R1.squeeze(1), memory)
+
+    def box(self, tokens_R: UInt8[np.ndarray, "R N 3"]) -> Float[Tensor, "R F H W"]:
+        """Values at (feature, row, column); of two tokens in one place the later counts."""
+        architecture = self.architecture
+        shape = (len(architecture.norms), architecture.window_rows, architecture.window_cols)
+        box_R = np.zeros((len(tokens_R), *shape), np.float32)
+        location, feature, value = tokens_R[..., 0], tokens_R[..., 1], tokens_R[..., 2]
+        row_at, token_at = np.nonzero(location != PADDING)
+        place = location[row_at, token_at]
+        box_R[row_at, feature[row_at, token_at], place >> 4, place & 15] = value[row_at, token_at]
+        return torch.from_numpy(box_R)
+
+    def _score(self, actor_RA: Float[Tensor, "R A"]) -> Float[Tensor, "R N"]:
+        """Every action by the product of a query with its embedding."""
+        action = self.get_submodule("components._action_")
+        rows = self.get_buffer("components._action_embeds_.active_indices")
+        query_RE = torch.tanh(actor_RA @ action.get_parameter("W")[0])
+        return query_RE @ self._part["embeddings"](rows).T + action.get_parameter("bias")

@@ -1,0 +1,388 @@
+"""The network of mettagrid's agents from 2025-10 on (`ViTDefaultConfig`), rebuilt from its description and tensors:
+tokens become Fourier features, a few latents attend to them, and an LSTM remembers.
+
+    token = [embedding of its feature | cos wx, sin wx, cos wy, sin wy | value / norm],  w = 1, 2, 4, ...; |x|, |y| <= 1
+    z <- z + O softmax(Q LN(z) (K LN(token))^T / sqrt d) V LN(token),   z <- z + MLP LN(z),   per layer
+    x = mean over latents of LN(z),   y = LSTM(x),   logits = head MLP(y),   value = MLP(y)
+
+Facts: metta's agent/components of 2025-10 and 2025-12 (obs_shim, obs_tokenizers, obs_enc, lstm, cortex, misc, actor). A
+"cortex" of one column with one LSTM that passes through is that LSTM; any other is refused. Locations count from 0 to
+10, and what held everywhere was told at the agent's own cell. No file names the actions, and an `.mpt` not the features
+either.
+
+encoder     x                                    [R, latent]
+lstm.c      the cell state after the step        [R, hidden]  an edit persists and first shows one step later
+lstm.h      the hidden state after the step      [R, hidden]  an edit reaches the heads now and the memory
+lstm.y      the heads' copy of h                 [R, hidden]  an edit reaches the heads only
+logits      of all actions that it was trained with  [R, num_actions]
+value       value estimate                       [R, 1]
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from interp.policies.placement import place
+from interp.policies.policy import State, Step
+from interp.policies.policy_file import PolicyFile
+from interp.policies.recurrent import initial_memory, memory_sites, remember
+from interp.policies.taps import Tap
+from interp.policies.tensors import check_tensors
+from interp.policies.translation import PADDING, TokenLanguage, TokenNetwork
+
+FAMILY = "mettagrid-perceiver"
+WINDOW = 11
+"""Rows and columns that locations are scaled by."""
+NUM_FEATURE_BYTES = 256
+_PREFIXES = ("network.module", "_sequential_network.module")
+_LATENTS = "obs_perceiver_latent.func.latents"
+_LSTMS = {"lstm": "lstm.func.net", "cortex": "cortex.func.stack.blocks.0.experts.0.cell.net"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerceiverArchitecture:
+    """All that is needed, besides the weights, to run the network."""
+
+    prefix: str
+    """What the names of all tensors begin with."""
+    max_tokens: int
+    feature_embedding: int
+    num_frequencies: int
+    num_latents: int
+    latent: int
+    num_heads: int
+    num_layers: int
+    mlp: int
+    """Width of the layer inside each block."""
+    memory: str
+    """`lstm` or `cortex`: where the LSTM lies."""
+    hidden: int
+    actor: tuple[int, ...]
+    """Widths of the layers before the action head."""
+    critic: tuple[int, ...]
+    """Widths of the layers before the value."""
+    num_actions: int
+    features: Mapping[str, int] | None = None
+    """Feature name -> feature byte, if the file tells."""
+    positions_cache: int | None = None
+    """Length of a buffer that some files have and nothing reads."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"family": FAMILY, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "PerceiverArchitecture":
+        """Raises ValueError if a field is missing, unknown or out of range."""
+        fields = {name: value for name, value in content.items() if name != "family"}
+        try:
+            architecture = cls(
+                **{
+                    **fields,
+                    "actor": tuple(map(int, fields["actor"])),
+                    "critic": tuple(map(int, fields["critic"])),
+                }
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"architecture of family {FAMILY}: {error!r}") from error
+        if (
+            not isinstance(architecture.num_heads, int)
+            or architecture.num_heads < 1
+            or architecture.latent % architecture.num_heads
+        ):
+            raise ValueError(
+                f"architecture of family {FAMILY}: num_heads is {architecture.num_heads!r}, wanted a divisor of the "
+                f"width of the latents, {architecture.latent}"
+            )
+        if architecture.prefix not in _PREFIXES or architecture.memory not in _LSTMS:
+            raise ValueError(
+                f"architecture of family {FAMILY}: prefix {architecture.prefix!r}, memory {architecture.memory!r}; "
+                f"known: {', '.join(_PREFIXES)}; {', '.join(_LSTMS)}"
+            )
+        return architecture
+
+
+def recognise(file: PolicyFile) -> PerceiverArchitecture | None:
+    """The architecture if the file describes such a network and has its tensors.
+
+    Raises:
+        ValueError: it is another of that framework, or one of its options is not known here.
+    """
+    prefix = next((one for one in _PREFIXES if f"{one}.{_LATENTS}" in file.tensors), None)
+    described = file.metadata.get("architecture")
+    if prefix is None:
+        if any(name.startswith(_PREFIXES) for name in file.tensors):
+            kinds = [_kind(one) for one in _components(described)] or ["of no description"]
+            raise ValueError(
+                f"a policy of metta's component framework made of {', '.join(kinds)}; known is the one of "
+                "ObsPerceiverLatent with an LSTM. Name a function that builds yours with --factory"
+            )
+        return None
+    if not _components(described):
+        raise ValueError(
+            "a perceiver policy of mettagrid whose file does not describe its components: the number of attention "
+            "heads is not in the tensors; give the whole checkpoint, not its tensors alone"
+        )
+    tensors = {name.removeprefix(f"{prefix}."): one for name, one in file.tensors.items()}
+    by_name = {one["name"]: one for one in _components(described)}
+    try:
+        _check_options(by_name)
+        memory = "cortex" if "cortex" in by_name else "lstm"
+        latents = tensors[_LATENTS]
+        cache = tensors.get("obs_shim_tokens.func.token_pad_striper._positions_cache")
+        architecture = PerceiverArchitecture(
+            prefix=prefix,
+            max_tokens=by_name["obs_shim_tokens"].get("max_tokens") or _told_tokens(file),
+            feature_embedding=tensors["obs_attr_embed_fourier.func._attr_embeds.weight"].shape[1],
+            num_frequencies=len(tensors["obs_attr_embed_fourier.func.frequencies"]),
+            num_latents=latents.shape[1],
+            latent=latents.shape[2],
+            num_heads=by_name["obs_perceiver_latent"]["num_heads"],
+            num_layers=len({name.split(".")[3] for name in tensors if ".func.layers." in name}),
+            mlp=tensors["obs_perceiver_latent.func.layers.0.mlp.0.weight"].shape[0],
+            memory=memory,
+            hidden=tensors[f"{_LSTMS[memory]}.weight_hh_l0"].shape[1],
+            actor=_widths(tensors, "actor_mlp"),
+            critic=_widths(tensors, "critic")[:-1],
+            num_actions=tensors["actor_head.func._module.module.weight"].shape[0],
+            features=_features(file),
+            positions_cache=None if cache is None else len(cache),
+        )
+        architecture = PerceiverArchitecture.from_json(architecture.to_json())  # checks its values
+        with torch.device("meta"):  # shapes only
+            expected = PerceiverNetwork(architecture).state_dict()
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"a perceiver policy of mettagrid, but not one that is known: {error!r}"
+        ) from error
+    check_tensors(
+        file.tensors,
+        expected,
+        of="a perceiver policy of mettagrid",
+        hint="only that of ViTDefaultConfig with one LSTM layer is known",
+    )
+    return architecture
+
+
+def _components(described: object) -> list[Mapping[str, Any]]:
+    found = described.get("components") if isinstance(described, Mapping) else None
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+
+
+def _kind(component: Mapping[str, Any]) -> str:
+    return str(component.get("class_path", "?")).rpartition(".")[2].removesuffix("Config")
+
+
+def _check_options(by_name: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ValueError on an option that this network does not have; KeyError on a part that it must have."""
+    wanted: dict[str, dict[str, Any]] = {
+        "obs_perceiver_latent": {"pool": "mean", "use_mask": True},
+        "actor_mlp": {"nonlinearity": "ReLU", "output_nonlinearity": None},
+        "critic": {"nonlinearity": "ReLU", "output_nonlinearity": None},
+    }
+    for name, options in wanted.items():
+        found = {option: by_name[name].get(option) for option in options}
+        if found != options:
+            raise ValueError(
+                f"a perceiver policy of mettagrid whose {name} has {found}; only {options} is known"
+            )
+    if "cortex" not in by_name:
+        if by_name["lstm"]["num_layers"] != 1:
+            raise ValueError(
+                "a perceiver policy of mettagrid with several LSTM layers is not known"
+            )
+        return
+    cortex = by_name["cortex"]
+    blocks = cortex["stack_cfg"]["blocks"]
+    experts = [expert for block in blocks for expert in block.get("experts") or ()]
+    found = [(one.get("block_type"), (one.get("cell") or {}).get("cell_type")) for one in experts]
+    if (
+        len(blocks) != 1
+        or found != [("passthrough", "lstm")]
+        or cortex["stack_cfg"].get("post_norm")
+        or cortex.get("out_features") not in (None, cortex["d_hidden"])
+    ):
+        raise ValueError(
+            f"a perceiver policy of mettagrid with a cortex of {len(blocks)} blocks and experts {found}; known is one "
+            "block with one LSTM that passes through"
+        )
+
+
+def _told_tokens(file: PolicyFile) -> int:
+    raise ValueError(
+        f"a perceiver policy of mettagrid ({file.format}) that does not tell max_tokens: how many tokens it reads"
+    )
+
+
+def _widths(tensors: Mapping[str, Tensor], net: str) -> tuple[int, ...]:
+    """Of the layers of a perceptron, which sit at every second place."""
+    weight = re.compile(rf"{net}\.func\.network\.module\.(\d+)\.module\.weight")
+    places = sorted(int(found[1]) for name in tensors if (found := weight.fullmatch(name)))
+    return tuple(tensors[f"{net}.func.network.module.{at}.module.weight"].shape[0] for at in places)
+
+
+def _features(file: PolicyFile) -> dict[str, int] | None:
+    features = file.metadata.get("features")
+    return {name: one["id"] for name, one in features.items()} if features else None
+
+
+class PerceiverNetwork(TokenNetwork):
+    """See the head of this file; its parameters are named as in the files."""
+
+    def __init__(self, architecture: PerceiverArchitecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        latent, hidden = architecture.latent, architecture.hidden
+        token = architecture.feature_embedding + 4 * architecture.num_frequencies + 1
+        self._part: dict[str, nn.Module] = {}  # short names; the long ones are those of the file
+
+        shim = "obs_shim_tokens.func"
+        self._buffer(f"{shim}.token_pad_striper", "feature_id_remap", torch.arange(256).byte())
+        if architecture.positions_cache is not None:
+            cache = torch.arange(architecture.positions_cache)
+            self._buffer(f"{shim}.token_pad_striper", "_positions_cache", cache)
+        self._buffer(f"{shim}.attr_val_normer", "_norm_factors", torch.ones(NUM_FEATURE_BYTES))
+        frequencies = 2.0 ** torch.arange(architecture.num_frequencies)
+        self._buffer("obs_attr_embed_fourier.func", "frequencies", frequencies)
+        embeddings = nn.Embedding(
+            NUM_FEATURE_BYTES, architecture.feature_embedding, padding_idx=PADDING
+        )
+        nn.init.trunc_normal_(embeddings.weight, std=0.02)
+        self._place("embeddings", "obs_attr_embed_fourier.func._attr_embeds", embeddings)
+
+        encoder = "obs_perceiver_latent.func"
+        self._place("token_norm", f"{encoder}.token_norm", nn.LayerNorm(token))
+        self._place("k", f"{encoder}.k_proj", nn.Linear(token, latent, bias=False))
+        self._place("v", f"{encoder}.v_proj", nn.Linear(token, latent, bias=False))
+        latents = nn.Parameter(torch.empty(1, architecture.num_latents, latent))
+        nn.init.trunc_normal_(latents, std=0.02)
+        self._at(encoder).register_parameter("latents", latents)
+        for layer in range(architecture.num_layers):
+            for short, module in {
+                "latent_norm": nn.LayerNorm(latent),
+                "q_proj": nn.Linear(latent, latent, bias=False),
+                "attn_out_proj": nn.Linear(latent, latent),
+                "mlp_norm": nn.LayerNorm(latent),
+                "mlp": nn.Sequential(
+                    nn.Linear(latent, architecture.mlp),
+                    nn.GELU(),
+                    nn.Linear(architecture.mlp, latent),
+                ),
+            }.items():
+                self._place(f"{short}.{layer}", f"{encoder}.layers.{layer}.{short}", module)
+        self._place("final_norm", f"{encoder}.final_norm", nn.LayerNorm(latent))
+
+        lstm = nn.LSTM(latent, hidden, batch_first=True)
+        for name, parameter in lstm.named_parameters():
+            nn.init.ones_(parameter) if "bias" in name else nn.init.orthogonal_(parameter)
+        place(self, f"{architecture.prefix}.{_LSTMS[architecture.memory]}", lstm)
+        self._lstm = [lstm]  # in a list, or it would be registered twice
+        self._actor = self._perceptron("actor_mlp", hidden, architecture.actor)
+        self._critic = self._perceptron("critic", hidden, (*architecture.critic, 1))
+        head = nn.Linear(architecture.actor[-1], architecture.num_actions)
+        self._place("head", "actor_head.func._module.module", head)
+
+    def _place(self, short: str, path: str, module: nn.Module) -> None:
+        place(self, f"{self.architecture.prefix}.{path}", module)
+        self._part[short] = module
+
+    def _buffer(self, path: str, name: str, values: Tensor) -> None:
+        if f"{self.architecture.prefix}.{path}" not in dict(self.named_modules()):
+            place(self, f"{self.architecture.prefix}.{path}", nn.Module())
+        self._at(path).register_buffer(name, values)
+
+    def _at(self, path: str) -> nn.Module:
+        return self.get_submodule(f"{self.architecture.prefix}.{path}")
+
+    def _perceptron(self, name: str, width: int, layers: Sequence[int]) -> list[str]:
+        """Linear layers at every second place; their short names, in order."""
+        shorts = []
+        for number, outputs in enumerate(layers):
+            short = f"{name}.{number}"
+            path = f"{name}.func.network.module.{2 * number}.module"
+            self._place(short, path, nn.Linear(width, outputs))
+            shorts.append(short)
+            width = outputs
+        return shorts
+
+    @property
+    def language(self) -> TokenLanguage:
+        architecture = self.architecture
+        return TokenLanguage(
+            num_tokens=architecture.max_tokens,
+            num_actions=architecture.num_actions,
+            window_rows=WINDOW,
+            window_cols=WINDOW,
+            features=architecture.features,
+        )
+
+    @property
+    def sites(self) -> dict[str, int]:
+        return {
+            "encoder": self.architecture.latent,
+            **memory_sites("lstm", self._lstm[0]),
+            "lstm.y": self.architecture.hidden,
+            "logits": self.architecture.num_actions,
+            "value": 1,
+        }
+
+    def initial_state(self, num_rows: int) -> State:
+        return initial_memory(self._lstm[0], num_rows)
+
+    def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step:
+        token_RNT, is_padding_RN = self.tokens(observation_R)
+        x_RD = tap("encoder", self._attend(token_RNT, is_padding_RN))
+        h_RD, memory = remember("lstm", self._lstm[0], x_RD, state, tap)
+        y_RD = tap("lstm.y", h_RD)
+        logits_RN = tap("logits", self._part["head"](self._through(self._actor, y_RD)))
+        value_R1 = tap("value", self._through(self._critic, y_RD))
+        return Step(logits_RN, value_R1.squeeze(1), memory)
+
+    def tokens(
+        self, observation_R: UInt8[np.ndarray, "R N 3"]
+    ) -> tuple[Float[Tensor, "R N T"], Bool[Tensor, "R N"]]:
+        """Features of every token, zero where there is none, and where there is none."""
+        tokens = torch.from_numpy(observation_R)
+        location, feature = tokens[..., 0], tokens[..., 1].long()
+        is_padding_RN = location == PADDING
+        norm = self._at("obs_shim_tokens.func.attr_val_normer").get_buffer("_norm_factors")
+        frequencies = self._at("obs_attr_embed_fourier.func").get_buffer("frequencies")
+        x, y = (
+            (part.float() / (WINDOW - 1) * 2 - 1)[..., None] * frequencies
+            for part in (location >> 4, location & 15)
+        )
+        value = (tokens[..., 2].float() / norm[feature])[..., None]
+        embedded = self._part["embeddings"](feature)
+        token_RNT = torch.cat([embedded, x.cos(), x.sin(), y.cos(), y.sin(), value], dim=-1)
+        return token_RNT.masked_fill(is_padding_RN[..., None], 0.0), is_padding_RN
+
+    def _attend(
+        self, token_RNT: Float[Tensor, "R N T"], is_padding_RN: Bool[Tensor, "R N"]
+    ) -> Float[Tensor, "R D"]:
+        part, architecture = self._part, self.architecture
+        normed = part["token_norm"](token_RNT)
+        k, v = (self._heads(part[name](normed)) for name in ("k", "v"))
+        bias = is_padding_RN[:, None, None, :].float() * -torch.finfo(torch.float32).max
+        z = self._at("obs_perceiver_latent.func").get_parameter("latents")
+        z = z.expand(len(token_RNT), -1, -1)
+        for layer in range(architecture.num_layers):
+            q = self._heads(part[f"q_proj.{layer}"](part[f"latent_norm.{layer}"](z)))
+            attended = scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            z = z + part[f"attn_out_proj.{layer}"](attended.transpose(1, 2).flatten(2))
+            z = z + part[f"mlp.{layer}"](part[f"mlp_norm.{layer}"](z))
+        return part["final_norm"](z).mean(dim=1)
+
+    def _heads(self, x: Float[Tensor, "R N D"]) -> Float[Tensor, "R H N d"]:
+        return x.unflatten(2, (self.architecture.num_heads, -1)).transpose(1, 2)
+
+    def _through(self, layers: Sequence[str], x_RD: Float[Tensor, "R D"]) -> Float[Tensor, "R d"]:
+        """A perceptron: ReLU between its layers, and none after the last."""
+        for layer in layers[:-1]:
+            x_RD = torch.relu(self._part[layer](x_RD))
+        return self._part[layers[-1]](x_RD)
