@@ -22,6 +22,7 @@ from interp.policies.bundle import PolicyBundle, PolicyCard
 from interp.policies.formats.reading import read_policy_file
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recognition import recognise
+from interp.worlds.catalogue import load_world
 
 CHOICES = """\
   all        every checkpoint
@@ -207,6 +208,7 @@ def open_run(
     choice: str = "all",
     name: str | None = None,
     world: str | None = None,
+    factories: Sequence[str] = (),
     note: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
 ) -> TrainedRun:
     """Fetches the chosen checkpoints and keeps them as policies of the store.
@@ -217,6 +219,7 @@ def open_run(
         choice: See `CHOICES`.
         name: What to call the run; by default as its source does.
         world: World to play in; by default the one that the policy says it was trained in.
+        factories: Allowed factories of modules, one of which may have these tensors; they want a `world`.
         note: Called with (done, total, what was done last).
 
     Raises:
@@ -230,12 +233,17 @@ def open_run(
     if all(isinstance(one.place, str) for one in chosen):
         cards = [policies.read_card(store, str(one.place)) for one in chosen]
         return _run(name, world or cards[0].world, cards)
+    spec = load_world(world).spec if factories and world is not None else None
     opened: dict[int, tuple[Checkpoint, PolicyFile, PolicyBundle]] = {}
     for number, checkpoint in enumerate(chosen):
         with fetched(checkpoint) as path:
             file = read_policy_file(path)
         # of two with one step the later listed stands, as the higher version of an artifact
-        opened[_step(checkpoint, file)] = (checkpoint, file, recognise(file))
+        opened[_step(checkpoint, file)] = (
+            checkpoint,
+            file,
+            recognise(file, factories=factories, world=spec),
+        )
         note(number + 1, len(chosen), checkpoint.label)
     identity = _identity(name, [opened[step][2].policy_id for step in sorted(opened)])
     cards = []

@@ -1,7 +1,7 @@
 """List, show and fetch policies: what a file, a W&B run or the store holds, without running code from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import tyro
@@ -17,6 +17,8 @@ from interp.policies.bundle import PolicyBundle
 from interp.policies.formats.reading import read_policy_file
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recognition import recognise
+from interp.worlds.catalogue import load_world
+from jobs.factories import allow_factories
 from jobs.progress import Reporter
 
 SHORT = 100
@@ -40,6 +42,11 @@ class Show:
     zoo:name, a file or a folder."""
     checkpoints: str = "last"
     """Which checkpoints to open: all, last, log:N, A:B; the others are only listed."""
+    factory: tuple[str, ...] = ()
+    """package.module:callable that makes the network, where it is one of your own; it wants --world. This is the only
+    code that is run."""
+    world: str | None = None
+    """World that a network of your own is for."""
     store: str = "./store"
     """Folder or s3://bucket/prefix in which everything rests."""
 
@@ -56,6 +63,9 @@ class Fetch:
     """What to call the run; by default as its source does."""
     world: str | None = None
     """World to play in, if the policy does not say which one it was trained in."""
+    factory: tuple[str, ...] = ()
+    """package.module:callable that makes the network, where it is one of your own; it wants --world. This is the only
+    code that is run."""
     store: str = "./store"
     """Folder or s3://bucket/prefix in which everything rests."""
 
@@ -74,6 +84,7 @@ def main(arguments: Sequence[str]) -> None:
         case List(store=store):
             print_policies(Store.open(store))
         case Show() as show:
+            allow_factories(show.factory)
             print_cards(Store.open(show.store), show)
         case Fetch() as fetch:
             fetch_run(fetch)
@@ -112,7 +123,7 @@ def print_cards(store: Store, show: Show) -> None:
     listed = trajectory.checkpoints
     _print_run(console, trajectory)
     for checkpoint in choose(listed, [one.order for one in listed], show.checkpoints):
-        _print_checkpoint(console, store, checkpoint)
+        _print_checkpoint(console, store, checkpoint, show)
 
 
 def _print_run(console: Console, trajectory: Trajectory) -> None:
@@ -128,9 +139,9 @@ def _print_run(console: Console, trajectory: Trajectory) -> None:
     )
 
 
-def _print_checkpoint(console: Console, store: Store, checkpoint: Checkpoint) -> None:
+def _print_checkpoint(console: Console, store: Store, checkpoint: Checkpoint, show: Show) -> None:
     if isinstance(checkpoint.place, str):
-        print_cards(store, Show(uri=checkpoint.place, store=store.url))
+        print_cards(store, replace(show, uri=checkpoint.place))
         return
     with fetched(checkpoint) as path:
         file = read_policy_file(path)
@@ -146,7 +157,7 @@ def _print_checkpoint(console: Console, store: Store, checkpoint: Checkpoint) ->
             "format": file.format,
             "sha256": file.sha256,
             "size": f"{num_parameters:,} numbers in {len(file.tensors)} tensors",
-            **_recognised_fields(file),
+            **_recognised_fields(file, show),
             **{f"source.{key}": value for key, value in checkpoint.metadata.items()},
             **{f"file.{key}": value for key, value in file.metadata.items()},
         },
@@ -154,9 +165,10 @@ def _print_checkpoint(console: Console, store: Store, checkpoint: Checkpoint) ->
     console.print(table)
 
 
-def _recognised_fields(file: PolicyFile) -> dict[str, Any]:
+def _recognised_fields(file: PolicyFile, show: Show) -> dict[str, Any]:
+    spec = load_world(show.world).spec if show.factory and show.world else None
     try:
-        bundle = recognise(file)
+        bundle = recognise(file, factories=show.factory, world=spec)
     except ValueError as error:
         return {"cannot run": str(error)}
     return {"policy": bundle.policy_id, **_network_fields(bundle)}
@@ -191,6 +203,7 @@ def _plain(text: str) -> str:
 
 def fetch_run(fetch: Fetch) -> None:
     """Keeps the chosen checkpoints as policies of the store, and lists them."""
+    allow_factories(fetch.factory)
     store = Store.open(fetch.store)
     store.probe()
     reporter = Reporter()
@@ -201,6 +214,7 @@ def fetch_run(fetch: Fetch) -> None:
             choice=fetch.checkpoints,
             name=fetch.name,
             world=fetch.world,
+            factories=fetch.factory,
             note=stage.update,
         )
     reporter.done("fetch", f"{len(run.checkpoints)} checkpoints of {run.name}")

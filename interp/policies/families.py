@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from interp.policies import sb3_recurrent, token_lstm
+from interp.policies import sb3_recurrent, token_lstm, torch_module
 from interp.policies.policy import PolicyNetwork
 from interp.policies.policy_file import PolicyFile
 from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3RecurrentPolicy
 from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
+from interp.policies.torch_module import TorchModuleArchitecture, TorchModulePolicy
 
 
 @runtime_checkable
@@ -49,6 +50,12 @@ FAMILIES = (
         about="RecurrentPPO of sb3-contrib",
         network=lambda content: Sb3RecurrentPolicy(Sb3RecurrentArchitecture.from_json(content)),
         recognise=sb3_recurrent.recognise,
+    ),
+    Family(
+        name=torch_module.FAMILY,
+        about="any torch module of yours, by --factory package.module:callable",
+        network=lambda content: TorchModulePolicy(TorchModuleArchitecture.from_json(content)),
+        recognise=torch_module.recognise,
     ),
 )
 
