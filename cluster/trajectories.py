@@ -29,7 +29,10 @@ CHOICES = """\
   last       the last one
   log:N      N of them, evenly spaced on a logarithmic scale of training steps, first and last included
   A:B        those from step A to step B; either may be left out"""
-BUNDLE_FILES = ("weights.safetensors", "policy_spec.json", "architecture.json", "cogames.toml")
+BUNDLE_FILES = (
+    *("weights.safetensors", "policy_spec.json", "architecture.json", "cogames.toml"),
+    *("module_state.pkl", "rllib_checkpoint.json"),
+)
 """A folder that holds one of these is one checkpoint; any other folder holds many."""
 STEP_KEYS = ("step", "agent_step", "epoch")
 """What files and artifacts call the length of the training behind a checkpoint, best first."""

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from interp.policies import sb3_recurrent, token_lstm, torch_module
+from interp.policies import rllib_lstm, sb3_recurrent, token_lstm, torch_module
 from interp.policies.policy import PolicyNetwork
 from interp.policies.policy_file import PolicyFile
+from interp.policies.rllib_lstm import RllibLstmArchitecture, RllibLstmPolicy
 from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3RecurrentPolicy
 from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
 from interp.policies.torch_module import TorchModuleArchitecture, TorchModulePolicy
@@ -50,6 +51,12 @@ FAMILIES = (
         about="RecurrentPPO of sb3-contrib",
         network=lambda content: Sb3RecurrentPolicy(Sb3RecurrentArchitecture.from_json(content)),
         recognise=sb3_recurrent.recognise,
+    ),
+    Family(
+        name=rllib_lstm.FAMILY,
+        about="PPO of RLlib with an LSTM",
+        network=lambda content: RllibLstmPolicy(RllibLstmArchitecture.from_json(content)),
+        recognise=rllib_lstm.recognise,
     ),
     Family(
         name=torch_module.FAMILY,
