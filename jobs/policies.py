@@ -175,7 +175,10 @@ def _recognised_fields(file: PolicyFile, show: Show) -> dict[str, Any]:
 
 
 def _network_fields(bundle: PolicyBundle) -> dict[str, Any]:
-    policy = bundle.open()
+    try:
+        policy = bundle.open()
+    except ValueError as error:
+        return {"architecture": bundle.architecture.get("family"), "cannot run": str(error)}
     return {
         "architecture": bundle.architecture["family"],
         "parameters": f"{sum(parameter.numel() for parameter in policy.parameters()):,}",

@@ -57,7 +57,11 @@ def test_the_network_of_the_readme_is_fetched_shown_and_refused_without_permissi
     main(["policies", "show", policy_id, *own])
     assert "memory.h [32]" in capsys.readouterr().out
     wanted = f"policy {policy_id}: it is built by my_policy:Network, which is code: allow it with --factory"
-    assert wanted in refused("policies", "show", policy_id)
+    factories._allowed.clear()
+    main(["policies", "show", policy_id, "--store", "store"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "cannot run" in said
+    assert wanted in said
     assert wanted in refused("record", "--policy", policy_id, "--record.sites", "memory.h")
     assert not Path("store/recordings").exists()
 
