@@ -28,6 +28,7 @@ from cluster.sweep import TrialProgress
 from cluster.training import TrainedRun, TrainingProgress
 from interp.dictionaries.training import SaeConfig
 from interp.policies.bundle import PolicyCard
+from interp.policies.factories import allow
 from interp.policies.ppo import PpoConfig
 from interp.rollout import CaptureSteps, EveryStep
 from interp.steering.effects import effects_table
@@ -48,14 +49,22 @@ class Laboratory:
     """A store and, once needed, a pool of actors to fill it with."""
 
     def __init__(
-        self, store: Store, *, num_actors: int | None = None, worlds_per_actor: int = 16
+        self,
+        store: Store,
+        *,
+        num_actors: int | None = None,
+        worlds_per_actor: int = 16,
+        factories: Sequence[str] = (),
     ) -> None:
+        """`factories` are the functions that may build networks, in this process and in its actors."""
+        allow(*factories)
         for name, value in (("actors", num_actors), ("worlds_per_actor", worlds_per_actor)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: at least 1")
         self.store = store
         self.num_actors = num_actors or runtime.worker_count()
         self.worlds_per_actor = worlds_per_actor
+        self.factories = tuple(factories)
         self._pool: Pool | None = None
         self._owns_ray = False
         self.worked = False
@@ -95,7 +104,10 @@ class Laboratory:
         if self._pool is None:
             self.start_ray()
             self._pool = Pool(
-                Studio, args=(self.store,), size=self.num_actors, beside_ray_data=True
+                Studio,
+                args=(self.store, self.factories),
+                size=self.num_actors,
+                beside_ray_data=True,
             ).__enter__()
         values: dict[str, Value] = {}
         for result in self._pool.run(tasks):

@@ -4,6 +4,7 @@ A task is a value: its key says what it is, so that it can be repeated, and its 
 the store. The studio only saves a worker from opening the same policy and converting the same world again.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
@@ -11,6 +12,7 @@ import torch
 
 from cluster import policies
 from cluster.store import Store
+from interp.policies.factories import allow
 from interp.policies.policy import PolicyNetwork
 from interp.worlds.world import World, WorldFactory
 
@@ -20,8 +22,10 @@ Result_co = TypeVar("Result_co", covariant=True)
 class Studio:
     """Opened policies and worlds of one process. Plain class; the pool makes an actor of it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, factories: Sequence[str] = ()) -> None:
+        """`factories` are the functions that may build networks here, see `interp.policies.factories`."""
         torch.set_num_threads(1)
+        allow(*factories)
         self.store = store
         self.policy = lru_cache(maxsize=16)(self._policy)
         self.world = lru_cache(maxsize=4)(self._world)

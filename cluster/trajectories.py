@@ -28,6 +28,7 @@ from interp.policies.formats.limits import MAX_FILE_BYTES
 from interp.policies.formats.reading import read_policy_file
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recognition import recognise
+from interp.worlds.catalogue import load_world
 
 if TYPE_CHECKING:
     from cluster.s3 import S3Prefix
@@ -37,7 +38,10 @@ CHOICES = """\
   last       the last one
   log:N      N of them, evenly spaced on a logarithmic scale of training steps, first and last included
   A:B        those from step A to step B; either may be left out"""
-BUNDLE_FILES = ("weights.safetensors", "policy_spec.json", "architecture.json", "cogames.toml")
+BUNDLE_FILES = (
+    *("weights.safetensors", "policy_spec.json", "architecture.json", "cogames.toml"),
+    *("module_state.pkl", "rllib_checkpoint.json"),
+)
 """A folder that holds one of these is one checkpoint; any other folder holds many."""
 STEP_KEYS = ("step", "agent_step", "epoch")
 """What files and artifacts call the length of the training behind a checkpoint, best first."""
@@ -343,6 +347,7 @@ def open_run(
     choice: str = "all",
     name: str | None = None,
     world: str | None = None,
+    factories: Sequence[str] = (),
     note: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
 ) -> TrainedRun:
     """Fetches the chosen checkpoints and keeps them as policies of the store.
@@ -353,6 +358,7 @@ def open_run(
         choice: See `CHOICES`.
         name: What to call the run; by default as its source does.
         world: World to play in; by default the one that the policy says it was trained in.
+        factories: Allowed factories of modules, one of which may have these tensors; they want a `world`.
         note: Called with (done, total, what was done last).
 
     Raises:
@@ -367,11 +373,13 @@ def open_run(
         if all(isinstance(one.place, str) for one in chosen):
             cards = [policies.read_card(store, str(one.place)) for one in chosen]
             return _run(name, world or cards[0].world, cards)
+        spec = load_world(world).spec if factories and world is not None else None
         read: list[tuple[Checkpoint, PolicyFile, PolicyBundle]] = []
         for number, checkpoint in enumerate(chosen):
             with fetched(store, checkpoint, service) as path:
                 file = read_policy_file(path)
-            read.append((checkpoint, file, recognise(file)))
+            bundle = recognise(file, factories=factories, world=spec)
+            read.append((checkpoint, file, bundle))
             note(number + 1, len(chosen), checkpoint.label)
     steps = _steps([(checkpoint, file) for checkpoint, file, _ in read])
     # of two with one step the later listed stands, as the higher version of an artifact

@@ -49,6 +49,7 @@ from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
 from interp.worlds.catalogue import load_world
 from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.world import WorldFactory
+from jobs.factories import allow_factories
 from jobs.progress import Reporter, Stage, SweepNote, TrainingNote
 from jobs.recipes import (
     PIPELINES,
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str]) -> None:
 def run(config: PipelineConfig, reporter: Reporter) -> Study:
     """Runs the whole study and writes study.json, figures and report.html."""
     check_study_name(config.study)
+    factories = config.factory if isinstance(config, TrainedPipelineConfig) else ()
+    allow_factories(factories)
     store = Store.open(config.store)
     store.probe()
     with (
@@ -83,7 +86,10 @@ def run(config: PipelineConfig, reporter: Reporter) -> Study:
             say=reporter.say,
         ) as mirror,
         Laboratory(
-            store, num_actors=config.actors, worlds_per_actor=config.worlds_per_actor
+            store,
+            num_actors=config.actors,
+            worlds_per_actor=config.worlds_per_actor,
+            factories=factories,
         ) as laboratory,
     ):
         study = _Pipeline(config, laboratory, mirror, reporter).run()
@@ -263,6 +269,7 @@ class _Pipeline:
                     choice=config.checkpoints,
                     name=name,
                     world=config.world,
+                    factories=config.factory,
                     note=stage.update,
                 )
                 for uri, name in zip(config.policies, names, strict=True)

@@ -1,7 +1,7 @@
 """List, show and fetch policies: what a file, a W&B run or the store holds, without running code from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import tyro
@@ -16,8 +16,13 @@ from cluster.tracking.service import WandbService
 from cluster.trajectories import Checkpoint, Trajectory, choose, fetched, list_checkpoints, open_run
 from interp.policies.bundle import PolicyBundle
 from interp.policies.formats.reading import read_policy_file
+from interp.policies.policy import PolicyNetwork
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recognition import recognise
+from interp.policies.translation import TokenNetwork, Translation
+from interp.worlds.catalogue import load_world
+from interp.worlds.world import WorldSpec
+from jobs.factories import allow_factories
 from jobs.progress import Reporter
 
 SHORT = 100
@@ -41,6 +46,11 @@ class Show:
     zoo:name, a file or a folder."""
     checkpoints: str = "last"
     """Which checkpoints to open: all, last, log:N, A:B; the others are only listed."""
+    factory: tuple[str, ...] = ()
+    """package.module:callable that makes the network, where it is one of your own; it wants --world. This is the only
+    code that is run."""
+    world: str | None = None
+    """World that a network of your own is for; of one of another time, how it would understand that world."""
     store: str = "./store"
     """Folder or s3://bucket/prefix in which everything rests."""
 
@@ -57,6 +67,9 @@ class Fetch:
     """What to call the run; by default as its source does."""
     world: str | None = None
     """World to play in, if the policy does not say which one it was trained in."""
+    factory: tuple[str, ...] = ()
+    """package.module:callable that makes the network, where it is one of your own; it wants --world. This is the only
+    code that is run."""
     store: str = "./store"
     """Folder or s3://bucket/prefix in which everything rests."""
 
@@ -75,6 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         case List(store=store):
             print_policies(Store.open(store))
         case Show() as show:
+            allow_factories(show.factory)
             print_cards(Store.open(show.store), show)
         case Fetch() as fetch:
             fetch_run(fetch)
@@ -104,7 +118,7 @@ def print_cards(store: Store, show: Show) -> None:
             {
                 "policy": f"{card.policy_id}  {card.name}, step {card.step:,} of run {card.run}",
                 "world": card.world,
-                **_network_fields(policies.read_bundle(store, show.uri)),
+                **_network_fields(policies.read_bundle(store, show.uri), _spec(show)),
                 **{f"source.{key}": value for key, value in card.source.items()},
             },
         )
@@ -114,7 +128,7 @@ def print_cards(store: Store, show: Show) -> None:
         listed = trajectory.checkpoints
         _print_run(console, trajectory)
         for checkpoint in choose(listed, [one.order for one in listed], show.checkpoints):
-            _print_checkpoint(console, store, checkpoint, service)
+            _print_checkpoint(console, store, checkpoint, show, service)
 
 
 def _print_run(console: Console, trajectory: Trajectory) -> None:
@@ -131,10 +145,10 @@ def _print_run(console: Console, trajectory: Trajectory) -> None:
 
 
 def _print_checkpoint(
-    console: Console, store: Store, checkpoint: Checkpoint, service: WandbService
+    console: Console, store: Store, checkpoint: Checkpoint, show: Show, service: WandbService
 ) -> None:
     if isinstance(checkpoint.place, str):
-        print_cards(store, Show(uri=checkpoint.place, store=store.url))
+        print_cards(store, replace(show, uri=checkpoint.place))
         return
     with fetched(store, checkpoint, service) as path:
         file = read_policy_file(path)
@@ -150,7 +164,7 @@ def _print_checkpoint(
             "format": file.format,
             "sha256": file.sha256,
             "size": f"{num_parameters:,} numbers in {len(file.tensors)} tensors",
-            **_recognised_fields(file),
+            **_recognised_fields(file, show),
             **{f"source.{key}": value for key, value in checkpoint.metadata.items()},
             **{f"file.{key}": value for key, value in file.metadata.items()},
         },
@@ -158,22 +172,43 @@ def _print_checkpoint(
     console.print(table)
 
 
-def _recognised_fields(file: PolicyFile) -> dict[str, Any]:
+def _recognised_fields(file: PolicyFile, show: Show) -> dict[str, Any]:
     try:
-        bundle = recognise(file)
+        bundle = recognise(file, factories=show.factory, world=_spec(show))
     except ValueError as error:
         return {"cannot run": str(error)}
-    return {"policy": bundle.policy_id, **_network_fields(bundle)}
+    return {"policy": bundle.policy_id, **_network_fields(bundle, _spec(show))}
 
 
-def _network_fields(bundle: PolicyBundle) -> dict[str, Any]:
-    policy = bundle.open()
+def _spec(show: Show) -> WorldSpec | None:
+    return load_world(show.world).spec if show.world else None
+
+
+def _network_fields(bundle: PolicyBundle, spec: WorldSpec | None) -> dict[str, Any]:
+    try:
+        policy = bundle.open()
+    except ValueError as error:
+        return {"architecture": bundle.architecture.get("family"), "cannot run": str(error)}
     return {
         "architecture": bundle.architecture["family"],
         "parameters": f"{sum(parameter.numel() for parameter in policy.parameters()):,}",
         "sites": ", ".join(f"{site} [{width}]" for site, width in policy.sites.items()),
-        "actions": ", ".join(policy.action_names),
+        "actions": _actions(policy),
+        **(_translation_fields(policy, spec) if spec and isinstance(policy, TokenNetwork) else {}),
     }
+
+
+def _actions(policy: PolicyNetwork) -> str:
+    names = policy.action_names
+    return ", ".join(names) if not names[0].isdigit() else f"{len(names)}, without names"
+
+
+def _translation_fields(policy: TokenNetwork, spec: WorldSpec) -> dict[str, str]:
+    try:
+        told = Translation.between(policy.language, spec).describe()
+    except ValueError as error:
+        return {f"in {spec.name}": str(error)}
+    return {f"in {spec.name}: {name}": text for name, text in told.items()}
 
 
 def _print_fields(console: Console, fields: Mapping[str, Any]) -> None:
@@ -195,6 +230,7 @@ def _plain(text: str) -> str:
 
 def fetch_run(fetch: Fetch) -> None:
     """Keeps the chosen checkpoints as policies of the store, and lists them."""
+    allow_factories(fetch.factory)
     store = Store.open(fetch.store)
     store.probe()
     reporter = Reporter()
@@ -205,6 +241,7 @@ def fetch_run(fetch: Fetch) -> None:
             choice=fetch.checkpoints,
             name=fetch.name,
             world=fetch.world,
+            factories=fetch.factory,
             note=stage.update,
         )
     reporter.done("fetch", f"{len(run.checkpoints)} checkpoints of {run.name}")

@@ -162,6 +162,9 @@ class TrainedPipelineConfig(PipelineConfig):
     """What to call each run in the report; by default as its source does."""
     world: str | None = None
     """World to play in; by default the one that each policy says it was trained in."""
+    factory: tuple[str, ...] = ()
+    """package.module:callable that makes the network of a policy, where it is one of your own; a policy that is not in
+    the store yet wants --world too. This is the only code that is run; actors import it as well."""
 
     def __post_init__(self) -> None:
         PipelineConfig.__post_init__(self)

@@ -11,6 +11,7 @@ from cluster.recorder import RecordingConfig, plan_recording
 from cluster.store import Store
 from interp.rollout import CaptureSteps, EveryStep
 from interp.worlds.catalogue import load_world
+from jobs.factories import allow_factories
 from jobs.progress import Reporter
 
 
@@ -23,6 +24,8 @@ class Config:
     was trained in, if its card tells."""
     store: str = "./store"
     """Folder in which everything rests."""
+    factory: tuple[str, ...] = ()
+    """package.module:callable that makes the policy's network, if it is one of your own; actors import it too."""
     actors: int | None = None
     """Actor processes; by default one per core. Never changes a number."""
     worlds_per_actor: int = 16
@@ -35,14 +38,21 @@ class Config:
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line, records and prints the recording's id."""
     config = tyro.cli(Config, args=list(arguments), prog="sparsight record", description=__doc__)
+    allow_factories(config.factory)
     store = Store.open(config.store)
     store.probe()
     world = config.world or policies.read_card(store, config.policy).world
     factory = load_world(world)
+    policies.load(
+        store, config.policy
+    )  # one that cannot be opened is refused here, and not by an actor
     plan = plan_recording(store, config.policy, factory, config.record, steps=config.steps)
     reporter = Reporter()
     laboratory = Laboratory(
-        store, num_actors=config.actors, worlds_per_actor=config.worlds_per_actor
+        store,
+        num_actors=config.actors,
+        worlds_per_actor=config.worlds_per_actor,
+        factories=config.factory,
     )
     with laboratory, reporter.stage("record") as stage:
         (manifest,) = laboratory.record([(plan, factory)], stage.update, steps=config.steps)

@@ -1,7 +1,8 @@
 """A policy as it lies in the store: weights as safetensors, architecture as JSON, and a card for people.
 
 The id of a policy is a hash of its weights and architecture: the same network is the same policy, however it came here.
-No code is ever read from a bundle: the architecture's family chooses one of our networks.
+No code is ever read from a bundle: the architecture's family chooses one of our networks, or names a function that this
+process must have been told to trust.
 """
 
 from collections.abc import Mapping
@@ -82,9 +83,9 @@ class PolicyBundle:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             weights = self._network().state_dict()
-        return PolicyBundle(
+        return PolicyBundle(  # copies: two names of a network may share one tensor, which the format refuses
             architecture=self.architecture,
-            weights=save({name: tensor.contiguous() for name, tensor in weights.items()}),
+            weights=save({name: tensor.clone().contiguous() for name, tensor in weights.items()}),
         )
 
     def _network(self) -> PolicyNetwork:

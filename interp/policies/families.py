@@ -8,16 +8,20 @@ from interp.policies import (
     mettagrid_box,
     mettagrid_flat,
     mettagrid_perceiver,
+    rllib_lstm,
     sb3_recurrent,
     token_lstm,
+    torch_module,
 )
 from interp.policies.mettagrid_box import BoxArchitecture, BoxNetwork
 from interp.policies.mettagrid_flat import FlatArchitecture, FlatNetwork
 from interp.policies.mettagrid_perceiver import PerceiverArchitecture, PerceiverNetwork
 from interp.policies.policy import PolicyNetwork
 from interp.policies.policy_file import PolicyFile
+from interp.policies.rllib_lstm import RllibLstmArchitecture, RllibLstmPolicy
 from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3RecurrentPolicy
 from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
+from interp.policies.torch_module import TorchModuleArchitecture, TorchModulePolicy
 
 
 @runtime_checkable
@@ -76,6 +80,18 @@ FAMILIES = (
         about="RecurrentPPO of sb3-contrib",
         network=lambda content: Sb3RecurrentPolicy(Sb3RecurrentArchitecture.from_json(content)),
         recognise=sb3_recurrent.recognise,
+    ),
+    Family(
+        name=rllib_lstm.FAMILY,
+        about="PPO of RLlib with an LSTM",
+        network=lambda content: RllibLstmPolicy(RllibLstmArchitecture.from_json(content)),
+        recognise=rllib_lstm.recognise,
+    ),
+    Family(
+        name=torch_module.FAMILY,
+        about="any torch module of yours, by --factory package.module:callable",
+        network=lambda content: TorchModulePolicy(TorchModuleArchitecture.from_json(content)),
+        recognise=torch_module.recognise,
     ),
 )
 

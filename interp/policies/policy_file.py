@@ -15,8 +15,8 @@ class PolicyFile:
     """How it was written:
 
     safetensors · state-dict (names -> tensors) · checkpoint (a state dict beside other values) · bundle (as in our
-    store) · checkpoint-folder (policy_spec.json or cogames.toml) · mpt · sb3 · policy-record, policy-auto-builder and
-    module (a pickled module: of the first two kinds, or any other).
+    store) · checkpoint-folder (policy_spec.json or cogames.toml) · mpt · sb3 · rl-module (of RLlib) · policy-record,
+    policy-auto-builder and module (a pickled module: of the first two kinds, or any other).
     """
     sha256: str
     """Of the file's bytes; of a folder, the hash of the names and hashes of its files."""
@@ -32,6 +32,7 @@ class PolicyFile:
     features: observation feature -> {"id", "normalization"}; obs_width, obs_height, obs_shape: its observation
     architecture: the network's description as a tree in which class_path names a class
     class, class_path: of the object that was saved, or of the policy as a submission names it
+    observation_space, action_space, model_config, inference_only: as an RLModule was made with
     attributes: path of a module -> its own plain settings, such as kernel_size or hidden_size
     left_out: part of a checkpoint that is not the policy, such as an optimiser's state -> its number of tensors
     """

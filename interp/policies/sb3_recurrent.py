@@ -22,12 +22,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.policies.policy import PolicyNetwork, State, Step
 from interp.policies.policy_file import PolicyFile
+from interp.policies.recurrent import initial_memory, memory_sites, remember
 from interp.policies.taps import Tap
+from interp.policies.tensors import check_tensors, some
 
 FAMILY = "sb3-recurrent"
 Critic = Literal["lstm", "linear", "shared"]
@@ -117,7 +118,7 @@ def architecture_of(file: PolicyFile) -> Sb3RecurrentArchitecture:
     tensors = file.tensors
     if not matches(tensors):
         raise ValueError(
-            f"not a policy of sb3-contrib's RecurrentPPO: its tensors are {_some(tensors)}"
+            f"not a policy of sb3-contrib's RecurrentPPO: its tensors are {some(tensors)}"
         )
     _check_supported(file)
     for name in ("lstm_actor.weight_ih_l0", "lstm_actor.weight_hh_l0", "action_net.weight"):
@@ -149,16 +150,12 @@ def architecture_of(file: PolicyFile) -> Sb3RecurrentArchitecture:
     )
     with torch.device("meta"):  # shapes only
         expected = Sb3RecurrentPolicy(architecture).state_dict()
-    if expected.keys() != tensors.keys():
-        raise ValueError(
-            f"tensors of an sb3 policy: missing {_some(expected.keys() - tensors.keys())}, "
-            f"unknown {_some(tensors.keys() - expected.keys())}; only MlpLstmPolicy with LSTM layers is supported"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"tensor {name} of an sb3 policy has shape {list(tensor.shape)}, wanted {list(expected[name].shape)}"
-            )
+    check_tensors(
+        tensors,
+        expected,
+        of="an sb3 policy",
+        hint="only MlpLstmPolicy with LSTM layers is supported",
+    )
     return architecture
 
 
@@ -171,7 +168,7 @@ def _check_supported(file: PolicyFile) -> None:
     extractor = [name for name in file.tensors if "features_extractor." in name]
     if extractor:
         raise ValueError(
-            f"an sb3 policy with a features extractor ({_some(extractor)}) is no MlpLstmPolicy; train one on flat "
+            f"an sb3 policy with a features extractor ({some(extractor)}) is no MlpLstmPolicy; train one on flat "
             "observations, for instance in `GymnasiumFactory.make()`"
         )
     action_type = _text(file.metadata, "action_space", ":type:")
@@ -211,11 +208,6 @@ def _text(metadata: Mapping[str, Any], key: str, field: str) -> str | None:
     entry = metadata.get(key)
     value = entry.get(field) if isinstance(entry, Mapping) else None
     return value if isinstance(value, str) else None
-
-
-def _some(names: Any) -> str:  # noqa: ANN401 - any collection of names
-    shown = sorted(names)[:6]
-    return ", ".join(shown) + (", ..." if len(names) > 6 else "") if shown else "none"
 
 
 class _Perceptrons(nn.Module):
@@ -281,15 +273,10 @@ class Sb3RecurrentPolicy(PolicyNetwork):
     @property
     def sites(self) -> dict[str, int]:
         architecture = self.architecture
-        memories = ["lstm"] + (["critic"] if architecture.critic == "lstm" else [])
         return {
             "encoder": architecture.num_observations,
-            **{
-                f"{_layer_name(memory, layer, architecture.num_layers)}.{part}": architecture.hidden
-                for memory in memories
-                for layer in range(architecture.num_layers)
-                for part in ("c", "h")
-            },
+            **memory_sites("lstm", self.lstm_actor),
+            **(memory_sites("critic", self.lstm_critic) if architecture.critic == "lstm" else {}),
             "lstm.y": architecture.hidden,
             "logits": architecture.num_actions,
             "value": 1,
@@ -301,11 +288,10 @@ class Sb3RecurrentPolicy(PolicyNetwork):
 
     def initial_state(self, num_rows: int) -> State:
         """Hidden and cell state of every layer: the actor's, then the critic's if it has its own."""
-        num_memories = 2 if self.architecture.critic == "lstm" else 1
-        return tuple(
-            torch.zeros(num_rows, self.architecture.hidden)
-            for _ in range(2 * self.architecture.num_layers * num_memories)
-        )
+        memory = initial_memory(self.lstm_actor, num_rows)
+        if self.architecture.critic == "lstm":
+            memory += initial_memory(self.lstm_critic, num_rows)
+        return memory
 
     def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step:
         if observation_R.shape[1:] != (self.architecture.num_observations,):
@@ -314,10 +300,10 @@ class Sb3RecurrentPolicy(PolicyNetwork):
                 f"{list(observation_R.shape[1:])}; play it in the world that it was trained in"
             )
         x_RD = tap("encoder", torch.from_numpy(observation_R).float())
-        h_RD, memory = _remember("lstm", self.lstm_actor, x_RD, state, tap)
+        h_RD, memory = remember("lstm", self.lstm_actor, x_RD, state, tap)
         critic_RD = h_RD
         if self.architecture.critic == "lstm":
-            critic_RD, critic_memory = _remember(
+            critic_RD, critic_memory = remember(
                 "critic", self.lstm_critic, x_RD, state[len(memory) :], tap
             )
             memory += critic_memory
@@ -329,31 +315,3 @@ class Sb3RecurrentPolicy(PolicyNetwork):
         logits_RN = tap("logits", self.action_net(self.mlp_extractor.policy_net(y_RD)))
         value_R1 = tap("value", self.value_net(self.mlp_extractor.value_net(critic_RD)))
         return Step(logits_RN, value_R1.squeeze(1), memory)
-
-
-def _layer_name(memory: str, layer: int, num_layers: int) -> str:
-    return memory if layer == num_layers - 1 else f"{memory}.{layer}"
-
-
-def _remember(
-    name: str, lstm: nn.LSTM, x_RN: Float[Tensor, "R N"], state: State, tap: Tap
-) -> tuple[Float[Tensor, "R D"], State]:
-    """One step of all layers of an LSTM: what the last one gives out, and the new state of all."""
-    memory: list[Tensor] = []
-    below_R = x_RN
-    weights = dict(lstm.named_parameters())
-    for layer in range(lstm.num_layers):
-        h_RD, c_RD = torch.lstm_cell(
-            below_R,
-            (state[2 * layer], state[2 * layer + 1]),
-            weights[f"weight_ih_l{layer}"],
-            weights[f"weight_hh_l{layer}"],
-            weights.get(f"bias_ih_l{layer}"),
-            weights.get(f"bias_hh_l{layer}"),
-        )
-        site = _layer_name(name, layer, lstm.num_layers)
-        c_RD = tap(f"{site}.c", c_RD)
-        h_RD = tap(f"{site}.h", h_RD)
-        memory += [h_RD, c_RD]
-        below_R = h_RD
-    return below_R, tuple(memory)

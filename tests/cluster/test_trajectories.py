@@ -72,6 +72,19 @@ def test_a_folder_of_one_checkpoint_is_one(tmp_path):
     assert len(list_local("x", tmp_path).checkpoints) == 1
 
 
+def test_a_checkpoint_of_rllib_is_one_among_those_of_its_run(tmp_path):
+    for number in (12, 9):
+        (tmp_path / f"checkpoint_{number:06}").mkdir()
+        (tmp_path / f"checkpoint_{number:06}" / "rllib_checkpoint.json").touch()
+    found = list_local("x", tmp_path)
+    assert [one.order for one in found.checkpoints] == [9, 12]
+    (one,) = list_local("x", tmp_path / "checkpoint_000012").checkpoints
+    assert one.order == 12
+    (tmp_path / "module").mkdir()
+    (tmp_path / "module" / "module_state.pkl").touch()
+    assert len(list_local("x", tmp_path / "module").checkpoints) == 1
+
+
 def test_nothing_to_open_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         list_local("gone.pt", tmp_path / "gone.pt")

@@ -6,6 +6,7 @@ Each reader takes the archive and the folder of its marker file in it ("" or "ru
 
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from interp.identity import parse_json
@@ -16,6 +17,7 @@ from interp.policies.formats.limits import MAX_JSON_BYTES, MAX_TEXT_BYTES
 from interp.policies.formats.module_tree import scalars
 from interp.policies.formats.names import checked_path
 from interp.policies.formats.plain import Visits, plain_fields
+from interp.policies.formats.rl_module import DEFAULT_MODULE, MODULE_STATE, read_rl_module
 from interp.policies.formats.weights import open_torch, read_weights
 
 _WEIGHTS = "weights.safetensors"
@@ -86,12 +88,19 @@ def read_stable_baselines(archive: Archive, folder: str) -> Contents:
     return Contents(format="sb3", tensors=weights.tensors, metadata=metadata)
 
 
+_LEARNER = "learner_group/learner/rl_module/"
 MARKERS: dict[str, Callable[[Archive, str], Contents]] = {
     "policy_spec.json": read_policy_spec,
     "cogames.toml": read_manifest,
     "modelarchitecture.txt": read_mpt,
     "architecture.json": read_bundle,
     "policy.pth": read_stable_baselines,
+    # of an algorithm of RLlib, of all its modules, and of one module
+    f"{_LEARNER}{DEFAULT_MODULE}/{MODULE_STATE}": partial(
+        read_rl_module, inside=f"{_LEARNER}{DEFAULT_MODULE}/"
+    ),
+    f"{DEFAULT_MODULE}/{MODULE_STATE}": partial(read_rl_module, inside=f"{DEFAULT_MODULE}/"),
+    MODULE_STATE: read_rl_module,
 }
 """The file by which a package is known -> its reader, in this order."""
 

@@ -157,7 +157,7 @@ def _numpy_value(stand: Stand) -> Any:  # noqa: ANN401 - a number or nested list
             pass
         case _:
             return OMITTED
-    numbers = _numpy_dtype(dtype)
+    numbers = numpy_dtype(dtype)
     if numbers is None or not all(isinstance(length, int) and length >= 0 for length in shape):
         return OMITTED
     count = math.prod(shape)
@@ -169,7 +169,8 @@ def _numpy_value(stand: Stand) -> Any:  # noqa: ANN401 - a number or nested list
     return array.tolist()
 
 
-def _numpy_dtype(stand: Stand) -> np.dtype[Any] | None:
+def numpy_dtype(stand: Stand) -> np.dtype[Any] | None:
+    """Of `dtype(code)` and its state; None if it is not one of plain numbers or flags."""
     match stand:
         case Stand(of=Name(module="numpy", name="dtype"), args=(str() as code, *_)) if code in {
             *("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"),

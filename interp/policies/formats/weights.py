@@ -17,7 +17,7 @@ from interp.policies.formats.torch_file import (
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 WANTED = (
     "safetensors, a file of torch.save, an .mpt, a stable-baselines3 zip, "
-    "or a folder or zip with policy_spec.json, cogames.toml or architecture.json"
+    "or a folder or zip with policy_spec.json, cogames.toml, architecture.json or module_state.pkl"
 )
 
 
