@@ -214,6 +214,8 @@ def _translation_fields(policy: TokenNetwork, spec: WorldSpec) -> dict[str, str]
 def _print_fields(console: Console, fields: Mapping[str, Any]) -> None:
     """Two columns; what a file says of itself may be long, so it is cut, and may not style the terminal."""
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in fields.items():
         text = str(value)
         spoken = name.startswith(("file.", "source.", "run."))

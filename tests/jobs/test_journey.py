@@ -5,18 +5,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.store import Store
 from interp.study import Study
+from jobs.recipes import DemoPipelineConfig
 from tests.conftest import WANDB_CANARY
 from tests.fakes.s3 import CANARY as S3_CANARY
 from tests.fakes.wandb_client import Logged, log_run
 from tests.fakes.wandb_server import WandbServer
-from tests.jobs.test_pipeline import FINDINGS, run_quietly, tables, tiny
+from tests.jobs.small_study import FINDINGS, tables
 
 pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 RUN = "acme/foraging/abc123"
@@ -28,7 +28,7 @@ TINY = """
     --steer.num-episodes 10 --steer.add-doses 0.0 2.0 --steer.clamp-doses 0.0 --steer.ablate-doses 0.0 1.0
     --evolve.episodes-per-player 10
 """.split()
-"""`tiny` of test_pipeline, in the words of the command line."""
+"""`tiny` of small_study, in the words of the command line."""
 
 
 class Watch:
@@ -70,13 +70,11 @@ def ray_folder() -> Iterator[Path]:
 def test_policies_of_a_wandb_run_in_a_store_on_s3_give_the_findings_of_the_files(
     wandb_server: WandbServer,
     s3_url: str,
-    ray_session: None,
+    finished: tuple[DemoPipelineConfig, Study],
     ray_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    demo = tiny(tmp_path / "demo", actors=2, worlds_per_actor=16)
-    study = run_quietly(replace(demo, wandb="disabled"))
+    demo, study = finished
     there = Store.open(demo.store)
     names = ("weights.safetensors", "architecture.json", "card.json")
     log_run(
