@@ -20,6 +20,7 @@ from cluster.recorder import RecordShard
 from cluster.recordings import Manifest, Plan
 from cluster.results import Question
 from cluster.scoring import ScoreConcepts, ShowConcepts
+from cluster.shelf import SharedPolicies
 from cluster.staging import Split
 from cluster.steering import SteerBlock, assemble
 from cluster.store import Store
@@ -66,6 +67,7 @@ class Laboratory:
         self.worlds_per_actor = worlds_per_actor
         self.factories = tuple(factories)
         self._pool: Pool | None = None
+        self._shared_policies: SharedPolicies | None = None
         self._owns_ray = False
         self.worked = False
         """Set whenever something had to be made; whoever asks resets it."""
@@ -94,7 +96,7 @@ class Laboratory:
     def _close_pool(self) -> None:
         if self._pool is not None:
             self._pool.__exit__(None, None, None)
-            self._pool = None
+            self._pool = self._shared_policies = None
 
     def make(self, tasks: Sequence[Task[Value]], note: Note = _silent) -> list[Value]:
         """Results of tasks, in their order; the pool is opened if it is not yet."""
@@ -103,9 +105,10 @@ class Laboratory:
         self.worked = True
         if self._pool is None:
             self.start_ray()
+            self._shared_policies = SharedPolicies.of(self.store)
             self._pool = Pool(
                 Studio,
-                args=(self.store, self.factories),
+                args=(self.store, self.factories, self._shared_policies),
                 size=self.num_actors,
                 beside_ray_data=True,
             ).__enter__()
