@@ -4,7 +4,10 @@ import configparser
 import http.client
 import netrc
 import os
-import ssl
+import queue
+import threading
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -43,29 +46,28 @@ class Access:
 
     def probe(self, timeout_s: float = PROBE_S) -> str | None:
         """Why the server cannot be used, or None if it answers; takes at most about `timeout_s` seconds."""
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if urlsplit(self.base_url).scheme not in ("http", "https") or not self.host:
             return f"WANDB_BASE_URL is {self.base_url!r}, wanted https://host"
+        answers: queue.Queue[str | None] = queue.Queue()
+        # in a thread of its own, because nothing bounds how long a name may take to be looked up
+        threading.Thread(
+            target=lambda: answers.put(self._ask(timeout_s)), name="wandb-probe", daemon=True
+        ).start()
         try:
-            if parts.scheme == "https":
-                connection = http.client.HTTPSConnection(
-                    parts.hostname,
-                    parts.port,
-                    timeout=timeout_s,
-                    context=ssl.create_default_context(),
-                )
-            else:
-                connection = http.client.HTTPConnection(
-                    parts.hostname, parts.port, timeout=timeout_s
-                )
-            try:
-                connection.request("GET", "/")
-                status = connection.getresponse().status
-            finally:
-                connection.close()
+            return answers.get(timeout=timeout_s)
+        except queue.Empty:
+            return f"{self.host} does not answer within {timeout_s:.0f} s"
+
+    def _ask(self, timeout_s: float) -> str | None:
+        try:
+            with urllib.request.urlopen(self.base_url, timeout=timeout_s):
+                return None
+        except urllib.error.HTTPError as error:
+            return f"{self.host} answers {error.code}" if error.code >= 500 else None
+        except urllib.error.URLError as error:
+            return f"{self.host} does not answer ({error.reason})"
         except (OSError, http.client.HTTPException) as error:
             return f"{self.host} does not answer ({error or type(error).__name__})"
-        return f"{self.host} answers {status}" if status >= 500 else None
 
 
 def _setting(name: str) -> str | None:

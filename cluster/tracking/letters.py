@@ -147,15 +147,20 @@ def write(store: Store, letter: Letter) -> None:
     store.ensure(letter.key, canonical_json(letter))
 
 
-def pending(store: Store, study: str) -> list[Letter]:
-    """Letters without a receipt, in the order of delivery."""
+def pending(store: Store, study: str) -> list[str]:
+    """Keys of letters without a receipt, in the order of delivery."""
     keys = store.list(f"mirror/{study}")
     sent = {key.rpartition("/")[2] for key in keys if "/sent/" in key}
     return [
-        Letter.from_json(store.get(key), source=key)
+        key
         for key in keys
-        if "/sent/" not in key and f"{key.partition('-')[2]}" not in sent
+        if "/sent/" not in key and key.rpartition("/")[2].partition("-")[2] not in sent
     ]
+
+
+def read(store: Store, key: str) -> Letter:
+    """Raises ValueError if the object is not a letter of this version."""
+    return Letter.from_json(store.get(key), source=key)
 
 
 def studies(store: Store) -> list[str]:

@@ -35,11 +35,22 @@ CLOSE_S = 120.0
 
 
 class Courier:
-    """Delivers single letters."""
+    """Delivers single letters; its process ends with the `with` block, or with the first job that closes it."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.service = WandbService()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.service.stop()
 
     def deliver(self, letter: Letter) -> None:
         """Delivers a letter and keeps its receipt.
@@ -251,21 +262,21 @@ class Mirror:
                         self._feeds = False  # its letter brings the row
                 case _:
                     pass
-        for letter in letters.pending(self.store, self.study):
-            if not self._try(letter) and Access.of_environment().probe() is not None:
-                return
+        try:
+            failures = deliver_pending(self.store, self.study, courier=self._courier)
+            self.reason = failures[-1] if failures else None
+        except OSError as error:
+            self.reason = str(error)
 
-    def _try(self, letter: Letter) -> bool:
+    def _try(self, letter: Letter) -> None:
         if letters.is_sent(self.store, letter):
-            return True
+            return
         try:
             self._courier.deliver(letter)
         except OSError as error:
             self.reason = str(error)
             # one outage is not paid for by every letter
             self._retry_at = time.monotonic() + 30.0
-            return False
-        return True
 
 
 def state_line(num_pending: int) -> str:
@@ -277,21 +288,24 @@ def deliver_pending(
     store: Store,
     study: str,
     note: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
+    *,
+    courier: Courier | None = None,
 ) -> list[str]:
-    """Delivers what a study's mirror lacks, in order; why each of the letters that remain could not be delivered."""
+    """Delivers what a study's mirror lacks, in order; why each of the letters that remain could not be delivered.
+
+    Raises:
+        WandbError: the server went away; the letters after that were not tried.
+    """
     todo = letters.pending(store, study)
-    courier = Courier(store)
     failures: list[str] = []
-    try:
-        for number, letter in enumerate(todo):
+    with courier or Courier(store) as open_courier:
+        for number, key in enumerate(todo):
             try:
-                courier.deliver(letter)
-            except OSError as error:
-                failures.append(f"{letter.stage} {letter.name}: {error}")
+                open_courier.deliver(letters.read(store, key))
+            except (OSError, ValueError) as error:
+                failures.append(f"{key}: {error}")
                 if (reason := Access.of_environment().probe()) is not None:
                     left = f"{len(todo) - number} of {len(todo)} letters"
                     raise WandbError(f"{reason}; study {study} still has to send {left}") from error
-            note(number + 1, len(todo), f"{letter.stage} {letter.name}")
-    finally:
-        courier.service.stop()
+            note(number + 1, len(todo), key)
     return failures

@@ -241,7 +241,13 @@ def test_the_key_is_in_no_file_of_the_store(wandb_server: WandbServer, filled: S
     assert all(WANDB_CANARY.encode() not in filled.get(key) for key in filled.list())
 
 
-def test_a_damaged_letter_is_named(filled: Store) -> None:
+def test_a_damaged_letter_is_named_and_holds_up_nothing(
+    wandb_server: WandbServer, filled: Store
+) -> None:
     filled.create("mirror/demo/00-l-1.json", b'{"study": "demo"}')
-    with pytest.raises(ValueError, match=r"mirror/demo/00-l-1.json: not a letter"):
-        letters.pending(filled, "demo")
+    with opened(filled) as (found, _):
+        found.post(STUDY)
+        assert found.close() == "wandb: pending (1)"
+        assert found.reason is not None
+        assert "mirror/demo/00-l-1.json: not a letter" in found.reason
+    check_whole(wandb_server)
