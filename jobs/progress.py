@@ -41,7 +41,9 @@ class Stage:
         elif time.monotonic() - self._last_line >= LOG_EVERY_S:
             self._last_line = time.monotonic()
             self._console.print(
-                f"{self.name}: {done:,.0f} of {total:,.0f}  {note}", highlight=False
+                f"{self.name}: {done:,.0f} of {total:,.0f}  {note}",
+                highlight=False,
+                soft_wrap=True,
             )
 
 
