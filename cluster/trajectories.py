@@ -421,6 +421,11 @@ def _identity(name: str, policy_ids: Sequence[str]) -> str:
     return content_id("t", {"name": name, "policies": list(policy_ids)})
 
 
+def training_step(checkpoint: Checkpoint, file: PolicyFile) -> int:
+    """Steps of training behind a checkpoint, as far as it or its source tells; else its number there."""
+    return _steps([(checkpoint, file)])[0]
+
+
 def _steps(read: Sequence[tuple[Checkpoint, PolicyFile]]) -> list[int]:
     """Training steps of each, counted in one way for all: as files or source say, or else as the source lists them."""
     for key in STEP_KEYS:

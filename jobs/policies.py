@@ -13,7 +13,15 @@ from rich.table import Table
 from cluster import policies
 from cluster.store import Store
 from cluster.tracking.service import WandbService
-from cluster.trajectories import Checkpoint, Trajectory, choose, fetched, list_checkpoints, open_run
+from cluster.trajectories import (
+    Checkpoint,
+    Trajectory,
+    choose,
+    fetched,
+    list_checkpoints,
+    open_run,
+    training_step,
+)
 from interp.policies.bundle import PolicyBundle
 from interp.policies.formats.reading import read_policy_file
 from interp.policies.policy import PolicyNetwork
@@ -161,6 +169,7 @@ def _print_checkpoint(
         console,
         {
             "checkpoint": checkpoint.label,
+            "training step": f"{training_step(checkpoint, file):,}",
             "format": file.format,
             "sha256": file.sha256,
             "size": f"{num_parameters:,} numbers in {len(file.tensors)} tensors",
