@@ -62,14 +62,11 @@ class PolicyBundle:
         Raises:
             ValueError: unknown family, or tensors that are missing, unknown, of the wrong shape or not finite.
         """
-        policy = self._network()
-        try:
-            weights = load(self.weights)
-        except SafetensorError as error:
-            raise ValueError(f"policy {self.policy_id}: weights.safetensors: {error}") from error
+        weights = self._weights()
         for name, tensor in weights.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"policy {self.policy_id}: tensor {name} holds NaN or infinity")
+        policy = self._network(weights)
         try:
             policy.load_state_dict(weights)
         except RuntimeError as error:
@@ -82,14 +79,20 @@ class PolicyBundle:
         """The same network with fresh weights, the same for the same seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            weights = self._network().state_dict()
+            weights = self._network(self._weights()).state_dict()
         return PolicyBundle(  # copies: two names of a network may share one tensor, which the format refuses
             architecture=self.architecture,
             weights=save({name: tensor.clone().contiguous() for name, tensor in weights.items()}),
         )
 
-    def _network(self) -> PolicyNetwork:
+    def _weights(self) -> dict[str, Tensor]:
         try:
-            return build(self.architecture)
+            return load(self.weights)
+        except SafetensorError as error:
+            raise ValueError(f"policy {self.policy_id}: weights.safetensors: {error}") from error
+
+    def _network(self, weights: Mapping[str, Tensor]) -> PolicyNetwork:
+        try:
+            return build(self.architecture, weights)
         except ValueError as error:
             raise ValueError(f"policy {self.policy_id}: {error}") from error

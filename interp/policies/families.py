@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+from torch import Tensor
+
 from interp.policies import (
     mettagrid_box,
     mettagrid_flat,
@@ -20,6 +23,7 @@ from interp.policies.policy import PolicyNetwork
 from interp.policies.policy_file import PolicyFile
 from interp.policies.rllib_lstm import RllibLstmArchitecture, RllibLstmPolicy
 from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3RecurrentPolicy
+from interp.policies.tensors import check_tensors
 from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
 from interp.policies.torch_module import TorchModuleArchitecture, TorchModulePolicy
 
@@ -48,6 +52,8 @@ class Family:
     """The architecture that the tensors of a file have; None if they are of another family.
 
     Raises ValueError if they are of this one, but cannot be run; the message says why."""
+    is_ours: bool = True
+    """Whether the network is made by code of ours alone, so that it can be laid out without memory."""
 
 
 FAMILIES = (
@@ -92,20 +98,30 @@ FAMILIES = (
         about="any torch module of yours, by --factory package.module:callable",
         network=lambda content: TorchModulePolicy(TorchModuleArchitecture.from_json(content)),
         recognise=torch_module.recognise,
+        is_ours=False,
     ),
 )
 
 
-def build(architecture: Mapping[str, Any]) -> PolicyNetwork:
-    """The network that an architecture describes, with weights yet to be loaded.
+def build(architecture: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PolicyNetwork:
+    """The network that an architecture describes, for weights that are yet to be loaded.
+
+    Memory is taken for it only if the weights have its names and shapes: an architecture is a claim that costs nothing.
 
     Raises:
-        ValueError: no such family, or one of its fields is wrong.
+        ValueError: no such family, one of its fields is wrong, or the weights are another network's.
     """
     name = architecture.get("family")
-    for family in FAMILIES:
-        if family.name == name:
-            return family.network(architecture)
-    raise ValueError(
-        f"architecture family {name!r}; known: {', '.join(repr(family.name) for family in FAMILIES)}"
-    )
+    family = next((one for one in FAMILIES if one.name == name), None)
+    if family is None:
+        raise ValueError(
+            f"architecture family {name!r:.80}; known: {', '.join(repr(one.name) for one in FAMILIES)}"
+        )
+    if family.is_ours:
+        try:
+            with torch.device("meta"):
+                expected = family.network(architecture).state_dict()
+        except (RuntimeError, OverflowError) as error:
+            raise ValueError(f"architecture of family {name}: no such network: {error}") from error
+        check_tensors(weights, expected, of=f"family {name}", hint="its weights are not its own")
+    return family.network(architecture)

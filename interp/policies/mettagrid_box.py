@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from interp.policies.fields import Cells, Index, Layers, Name, Names, Width, parse
 from interp.policies.placement import place
 from interp.policies.policy import State, Step
 from interp.policies.policy_file import PolicyFile
@@ -42,65 +43,60 @@ _CONVOLUTIONS = ("cnn1", "cnn2")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convolution:
-    channels: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
+    channels: Width
+    kernel: tuple[Cells, Cells]
+    stride: tuple[Cells, Cells]
+    padding: tuple[Index, Index]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxArchitecture:
     """All that is needed, besides the weights, to run the network."""
 
-    window_rows: int
-    window_cols: int
-    num_tokens: int
-    features: Mapping[str, int]
+    window_rows: Cells
+    window_cols: Cells
+    num_tokens: Width
+    features: Mapping[Name, Index]
     """Feature name -> channel of the box."""
     norms: tuple[float, ...]
     """By channel: what a value is divided by."""
-    action_names: tuple[str, ...]
+    action_names: Names
     """Name and argument, such as `rotate_2`."""
-    action_rows: tuple[int, ...]
+    action_rows: tuple[Index, ...]
     """By action: its row in the table of embeddings."""
-    num_embeddings: int
-    embedding: int
+    num_embeddings: Width
+    embedding: Width
     """Width of an action's embedding."""
     convolutions: tuple[Convolution, Convolution]
-    flat: int
+    flat: Width
     """Numbers that the convolutions leave."""
-    fc: int
+    fc: Width
     """Width of the layer behind the convolutions."""
-    hidden: int
-    num_layers: int
-    actor: int
-    critic: int
+    hidden: Width
+    num_layers: Layers
+    actor: Width
+    critic: Width
     """Widths of the layers before the heads."""
+
+    def __post_init__(self) -> None:
+        if any(channel >= len(self.norms) for channel in self.features.values()):
+            raise ValueError(f"a feature in a channel that is none of the {len(self.norms)}")
+        if 0 in self.norms:
+            raise ValueError("a norm of 0, by which values are divided")
+        if len(self.action_rows) != len(self.action_names):
+            raise ValueError(
+                f"{len(self.action_names)} actions but {len(self.action_rows)} rows of the table of embeddings"
+            )
+        if any(row >= self.num_embeddings for row in self.action_rows):
+            raise ValueError(f"an action in a row that is none of the {self.num_embeddings}")
 
     def to_json(self) -> dict[str, Any]:
         return {"family": FAMILY, **asdict(self)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "BoxArchitecture":
-        """Raises ValueError if a field is missing, unknown or of another kind."""
-        fields = {name: value for name, value in content.items() if name != "family"}
-        try:
-            first, second = (
-                Convolution(**{name: _whole(value) for name, value in one.items()})
-                for one in fields["convolutions"]
-            )
-            return cls(
-                **{
-                    **fields,
-                    "features": {str(name): int(byte) for name, byte in fields["features"].items()},
-                    "norms": tuple(map(float, fields["norms"])),
-                    "action_names": tuple(map(str, fields["action_names"])),
-                    "action_rows": tuple(map(int, fields["action_rows"])),
-                    "convolutions": (first, second),
-                }
-            )
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise ValueError(f"architecture of family {FAMILY}: {error!r}") from error
+        """Raises ValueError if a field is missing, unknown, out of range or of another family."""
+        return parse(cls, content, family=FAMILY)
 
 
 def _whole(value: Any) -> Any:  # noqa: ANN401 - a number, or a pair of them
@@ -135,6 +131,9 @@ def recognise(file: PolicyFile) -> BoxArchitecture | None:
             actor=shape["actor_1._net.0.weight"][0],
             critic=shape["critic_1._net.0.weight"][0],
         )
+        architecture = BoxArchitecture.from_json(
+            architecture.to_json()
+        )  # what the file told is checked
         with torch.device("meta"):  # shapes only
             expected = BoxNetwork(architecture).state_dict()
     except (KeyError, IndexError, TypeError, RuntimeError) as error:
@@ -168,10 +167,6 @@ def _actions(file: PolicyFile) -> dict[str, Any]:
         for argument in range(largest + 1)
     ]
     rows = file.tensors["components._action_embeds_.active_indices"].tolist()
-    if len(rows) != len(names):
-        raise ValueError(
-            f"the file names {len(names)} actions but its table of embeddings has {len(rows)} in use"
-        )
     return {"action_names": tuple(names), "action_rows": tuple(rows)}
 
 

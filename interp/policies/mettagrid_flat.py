@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from interp.policies.fields import Width, parse
 from interp.policies.policy import State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recurrent import initial_memory, memory_sites, remember
@@ -39,9 +40,9 @@ FAMILY = "mettagrid-flat"
 class FlatArchitecture:
     """All that is needed, besides the weights, to run the network."""
 
-    num_tokens: int
-    hidden: int
-    num_actions: int
+    num_tokens: Width
+    hidden: Width
+    num_actions: Width
     recurrent: bool
     decoder: bool = False
     """Whether the file has a layer of that name, which is never read."""
@@ -51,16 +52,8 @@ class FlatArchitecture:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "FlatArchitecture":
-        """Raises ValueError if a field is missing, unknown or out of range."""
-        fields = {name: value for name, value in content.items() if name != "family"}
-        for name in ("num_tokens", "hidden", "num_actions"):
-            size = fields.get(name)
-            if not isinstance(size, int) or not 1 <= size <= 1 << 20:
-                raise ValueError(f"architecture of family {FAMILY}: {name} is {size!r}")
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise ValueError(f"architecture of family {FAMILY}: {error}") from error
+        """Raises ValueError if a field is missing, unknown, out of range or of another family."""
+        return parse(cls, content, family=FAMILY)
 
 
 def recognise(file: PolicyFile) -> FlatArchitecture | None:

@@ -21,14 +21,16 @@ value       value estimate                       [R, 1]
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from interp.policies.fields import Byte, Layers, Name, Width, Widths, parse
 from interp.policies.placement import place
 from interp.policies.policy import State, Step
 from interp.policies.policy_file import PolicyFile
@@ -41,7 +43,8 @@ FAMILY = "mettagrid-perceiver"
 WINDOW = 11
 """Rows and columns that locations are scaled by."""
 NUM_FEATURE_BYTES = 256
-_PREFIXES = ("network.module", "_sequential_network.module")
+Prefix = Literal["network.module", "_sequential_network.module"]
+_PREFIXES: tuple[Prefix, ...] = get_args(Prefix)
 _LATENTS = "obs_perceiver_latent.func.latents"
 _LSTMS = {"lstm": "lstm.func.net", "cortex": "cortex.func.stack.blocks.0.experts.0.cell.net"}
 
@@ -50,62 +53,43 @@ _LSTMS = {"lstm": "lstm.func.net", "cortex": "cortex.func.stack.blocks.0.experts
 class PerceiverArchitecture:
     """All that is needed, besides the weights, to run the network."""
 
-    prefix: str
+    prefix: Prefix
     """What the names of all tensors begin with."""
-    max_tokens: int
-    feature_embedding: int
-    num_frequencies: int
-    num_latents: int
-    latent: int
-    num_heads: int
-    num_layers: int
-    mlp: int
+    max_tokens: Width
+    feature_embedding: Width
+    num_frequencies: Width
+    num_latents: Width
+    latent: Width
+    num_heads: Width
+    num_layers: Layers
+    mlp: Width
     """Width of the layer inside each block."""
-    memory: str
-    """`lstm` or `cortex`: where the LSTM lies."""
-    hidden: int
-    actor: tuple[int, ...]
+    memory: Literal["lstm", "cortex"]
+    """Where the LSTM lies."""
+    hidden: Width
+    actor: Annotated[Widths, Field(min_length=1)]
     """Widths of the layers before the action head."""
-    critic: tuple[int, ...]
+    critic: Widths
     """Widths of the layers before the value."""
-    num_actions: int
-    features: Mapping[str, int] | None = None
+    num_actions: Width
+    features: Mapping[Name, Byte] | None = None
     """Feature name -> feature byte, if the file tells."""
-    positions_cache: int | None = None
+    positions_cache: Width | None = None
     """Length of a buffer that some files have and nothing reads."""
+
+    def __post_init__(self) -> None:
+        if self.latent % self.num_heads:
+            raise ValueError(
+                f"num_heads is {self.num_heads}, wanted a divisor of the width of the latents, {self.latent}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         return {"family": FAMILY, **asdict(self)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "PerceiverArchitecture":
-        """Raises ValueError if a field is missing, unknown or out of range."""
-        fields = {name: value for name, value in content.items() if name != "family"}
-        try:
-            architecture = cls(
-                **{
-                    **fields,
-                    "actor": tuple(map(int, fields["actor"])),
-                    "critic": tuple(map(int, fields["critic"])),
-                }
-            )
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"architecture of family {FAMILY}: {error!r}") from error
-        if (
-            not isinstance(architecture.num_heads, int)
-            or architecture.num_heads < 1
-            or architecture.latent % architecture.num_heads
-        ):
-            raise ValueError(
-                f"architecture of family {FAMILY}: num_heads is {architecture.num_heads!r}, wanted a divisor of the "
-                f"width of the latents, {architecture.latent}"
-            )
-        if architecture.prefix not in _PREFIXES or architecture.memory not in _LSTMS:
-            raise ValueError(
-                f"architecture of family {FAMILY}: prefix {architecture.prefix!r}, memory {architecture.memory!r}; "
-                f"known: {', '.join(_PREFIXES)}; {', '.join(_LSTMS)}"
-            )
-        return architecture
+        """Raises ValueError if a field is missing, unknown, out of range or of another family."""
+        return parse(cls, content, family=FAMILY)
 
 
 def recognise(file: PolicyFile) -> PerceiverArchitecture | None:
@@ -114,7 +98,9 @@ def recognise(file: PolicyFile) -> PerceiverArchitecture | None:
     Raises:
         ValueError: it is another of that framework, or one of its options is not known here.
     """
-    prefix = next((one for one in _PREFIXES if f"{one}.{_LATENTS}" in file.tensors), None)
+    prefix: Prefix | None = next(
+        (one for one in _PREFIXES if f"{one}.{_LATENTS}" in file.tensors), None
+    )
     described = file.metadata.get("architecture")
     if prefix is None:
         if any(name.startswith(_PREFIXES) for name in file.tensors):
@@ -133,7 +119,7 @@ def recognise(file: PolicyFile) -> PerceiverArchitecture | None:
     by_name = {one["name"]: one for one in _components(described)}
     try:
         _check_options(by_name)
-        memory = "cortex" if "cortex" in by_name else "lstm"
+        memory: Literal["lstm", "cortex"] = "cortex" if "cortex" in by_name else "lstm"
         latents = tensors[_LATENTS]
         cache = tensors.get("obs_shim_tokens.func.token_pad_striper._positions_cache")
         architecture = PerceiverArchitecture(

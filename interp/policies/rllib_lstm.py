@@ -15,13 +15,15 @@ value       value estimate                              [R, 1]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
+from interp.policies.fields import Width, Widths, parse
 from interp.policies.policy import PolicyNetwork, State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recurrent import initial_memory, memory_sites, remember
@@ -45,16 +47,16 @@ _SPELLINGS = {"swish": "silu", None: "linear"}
 class RllibLstmArchitecture:
     """All that is needed, besides the weights, to run the policy."""
 
-    num_observations: int
+    num_observations: Width
     """Entries of the flat observation."""
-    num_actions: int
-    hidden: int
+    num_actions: Width
+    hidden: Width
     """Width of the LSTM, `lstm_cell_size`."""
-    encoder_layers: tuple[int, ...]
+    encoder_layers: Annotated[Widths, Field(min_length=1)]
     """Widths of the layers before the LSTM, `fcnet_hiddens`."""
     encoder_activation: Activation
     """What follows each of those layers, `fcnet_activation`."""
-    head_layers: tuple[int, ...]
+    head_layers: Widths
     """Widths of the layers between the LSTM and each head, `head_fcnet_hiddens`."""
     head_activation: Activation
     """What follows each of those layers, `head_fcnet_activation`."""
@@ -67,26 +69,7 @@ class RllibLstmArchitecture:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "RllibLstmArchitecture":
         """Raises ValueError if a field is missing, unknown, out of range or of another family."""
-        fields = dict(content)
-        family = fields.pop("family", None)
-        if family != FAMILY:
-            raise ValueError(f"architecture family {family!r}, but this reader wants {FAMILY!r}")
-        try:
-            for name in ("encoder_layers", "head_layers"):
-                fields[name] = tuple(fields[name])
-            widths = [*fields["encoder_layers"], *fields["head_layers"]]
-            widths += [fields[name] for name in ("num_observations", "num_actions", "hidden")]
-            if not all(isinstance(width, int) and width >= 1 for width in widths):
-                raise ValueError(f"architecture of family {FAMILY}: widths {widths}; at least 1")
-            for name in ("encoder_activation", "head_activation"):
-                if fields[name] not in get_args(Activation):
-                    raise ValueError(
-                        f"architecture of family {FAMILY}: {name} {fields[name]!r:.80}; known: "
-                        f"{', '.join(get_args(Activation))}"
-                    )
-            return cls(**fields)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"architecture of family {FAMILY}: {error}") from error
+        return parse(cls, content, family=FAMILY)
 
 
 def recognise(file: PolicyFile) -> RllibLstmArchitecture | None:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from interp.policies.fields import Layers, Width, Widths, parse
 from interp.policies.policy import PolicyNetwork, State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recurrent import initial_memory, memory_sites, remember
@@ -41,18 +42,18 @@ _ACTIVATIONS: Mapping[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": n
 class Sb3RecurrentArchitecture:
     """All that is needed, besides the weights, to run the policy."""
 
-    num_observations: int
+    num_observations: Width
     """Entries of the flat observation."""
-    num_actions: int
-    hidden: int
+    num_actions: Width
+    hidden: Width
     """Width of every LSTM layer."""
-    num_layers: int = 1
+    num_layers: Layers = 1
     bias: bool = True
     """Whether the LSTMs have biases."""
     critic: Critic = "lstm"
-    policy_layers: tuple[int, ...] = (64, 64)
+    policy_layers: Widths = (64, 64)
     """Widths of the layers between the LSTM and the action head."""
-    value_layers: tuple[int, ...] = (64, 64)
+    value_layers: Widths = (64, 64)
     """Widths of the layers between the LSTM and the value head."""
     activation: Activation = "tanh"
     """What follows each of those layers."""
@@ -63,39 +64,7 @@ class Sb3RecurrentArchitecture:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Sb3RecurrentArchitecture":
         """Raises ValueError if a field is missing, unknown, out of range or of another family."""
-        fields = dict(content)
-        family = fields.pop("family", None)
-        if family != FAMILY:
-            raise ValueError(f"architecture family {family!r}, but this reader wants {FAMILY!r}")
-        _check_fields(fields)
-        try:
-            return cls(
-                **{
-                    **fields,
-                    "policy_layers": tuple(fields["policy_layers"]),
-                    "value_layers": tuple(fields["value_layers"]),
-                }
-            )
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"architecture of family {FAMILY}: {error}") from error
-
-
-def _check_fields(fields: Mapping[str, Any]) -> None:
-    """Raises ValueError if one of the fields has a value that no policy of this family has."""
-    layers = {
-        f"{name}[{i}]": width
-        for name in ("policy_layers", "value_layers")
-        for i, width in enumerate(fields.get(name, ()))
-    }
-    counts = ("num_observations", "num_actions", "hidden", "num_layers")
-    for name, size in {**{name: fields.get(name, 1) for name in counts}, **layers}.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"architecture of family {FAMILY}: {name} is {size!r}; at least 1")
-    for name, known in (("critic", get_args(Critic)), ("activation", get_args(Activation))):
-        if fields.get(name, known[0]) not in known:
-            raise ValueError(
-                f"architecture of family {FAMILY}: {name} {fields[name]!r}; known: {', '.join(known)}"
-            )
+        return parse(cls, content, family=FAMILY)
 
 
 def matches(tensors: Mapping[str, Tensor]) -> bool:

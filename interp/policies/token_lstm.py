@@ -11,13 +11,15 @@ value     value estimate                         [R, 1]
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int32, UInt8
+from pydantic import Field
 from torch import Tensor, nn
 
+from interp.policies.fields import Byte, Cells, Name, Names, Width, parse
 from interp.policies.policy import PolicyNetwork, State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.taps import Tap
@@ -29,15 +31,15 @@ FAMILY = "token-lstm"
 class TokenLstmArchitecture:
     """All that is needed, besides the weights, to run the policy and to tell which worlds it can see."""
 
-    window_rows: int
-    window_cols: int
-    features: Mapping[str, int]
+    window_rows: Cells
+    window_cols: Cells
+    features: Mapping[Name, Byte]
     """Feature name -> byte, as in the observations of the world that it was trained in."""
-    tags: tuple[str, ...]
-    action_names: tuple[str, ...]
-    embedding: int = 128
+    tags: Annotated[tuple[Name, ...], Field(max_length=256)]
+    action_names: Names
+    embedding: Width = 128
     """Width of the summed token embeddings."""
-    hidden: int = 128
+    hidden: Width = 128
     """Width of the LSTM and of the layer before it."""
 
     def to_json(self) -> dict[str, Any]:
@@ -45,21 +47,8 @@ class TokenLstmArchitecture:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TokenLstmArchitecture":
-        """Raises ValueError if a field is missing, unknown or of another family."""
-        fields = dict(content)
-        family = fields.pop("family", None)
-        if family != FAMILY:
-            raise ValueError(f"architecture family {family!r}, but this reader wants {FAMILY!r}")
-        try:
-            return cls(
-                **{
-                    **fields,
-                    "tags": tuple(fields["tags"]),
-                    "action_names": tuple(fields["action_names"]),
-                }
-            )
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"architecture of family {FAMILY}: {error}") from error
+        """Raises ValueError if a field is missing, unknown, out of range or of another family."""
+        return parse(cls, content, family=FAMILY)
 
 
 def recognise(file: PolicyFile) -> TokenLstmArchitecture | None:

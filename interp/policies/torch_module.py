@@ -25,13 +25,15 @@ that reads the cell state itself sees an edit of it at once.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeGuard, get_args
+from typing import Annotated, Any, TypeGuard, get_args
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from interp.policies import factories
+from interp.policies.fields import Name, Names, Width, parse
 from interp.policies.policy import PolicyNetwork, State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recurrent import RecurrentLayer, initial_memory, memory_sites, remember
@@ -49,12 +51,12 @@ _FORWARD = {kind: kind.forward for kind in get_args(RecurrentLayer)}
 class TorchModuleArchitecture:
     """Who builds the module, and for which world. The code is not kept: a name must stand for one network."""
 
-    factory: str
+    factory: Name
     """package.module:callable; it is called only in a process that allowed it, see `factories`."""
-    observation_shape: tuple[int, ...]
+    observation_shape: Annotated[tuple[Width, ...], Field(max_length=8)]
     """Of one agent."""
-    observation_dtype: str
-    action_names: tuple[str, ...]
+    observation_dtype: Name
+    action_names: Names
 
     def __post_init__(self) -> None:
         factories.check_name(self.factory)
@@ -65,16 +67,7 @@ class TorchModuleArchitecture:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TorchModuleArchitecture":
         """Raises ValueError if a field is missing, unknown, malformed or of another family."""
-        fields = dict(content)
-        family = fields.pop("family", None)
-        if family != FAMILY:
-            raise ValueError(f"architecture family {family!r}, but this reader wants {FAMILY!r}")
-        try:
-            for name in ("observation_shape", "action_names"):
-                fields[name] = tuple(fields[name])
-            return cls(**fields)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"architecture of family {FAMILY}: {error}") from error
+        return parse(cls, content, family=FAMILY)
 
 
 def recognise(_file: PolicyFile) -> None:

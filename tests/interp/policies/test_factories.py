@@ -55,7 +55,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_canary_sings_when_it_is_allowed(canary: Path) -> None:
     factories.allow(f"{CANARY}:make")
     assert canary.exists()
-    assert build(NAMED).action_names == ("0", "1")
+    assert build(NAMED, {}).action_names == ("0", "1")
 
 
 def test_a_file_that_names_a_factory_does_not_get_it_imported(canary: Path, tmp_path: Path) -> None:

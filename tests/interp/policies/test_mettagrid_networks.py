@@ -1,7 +1,7 @@
 """mettagrid's networks of each era, from tensors made here, against straightforward copies of what they computed."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def box() -> BoxArchitecture:
     )
 
 
-def perceiver(memory: str = "lstm") -> PerceiverArchitecture:
+def perceiver(memory: Literal["lstm", "cortex"] = "lstm") -> PerceiverArchitecture:
     return PerceiverArchitecture(
         prefix="network.module" if memory == "lstm" else "_sequential_network.module",
         max_tokens=NUM_TOKENS,
@@ -356,7 +356,7 @@ def told_of_box(**changes: Any) -> dict[str, Any]:
     }
 
 
-def told_of_perceiver(memory: str = "lstm", **changes: Any) -> dict[str, Any]:
+def told_of_perceiver(memory: Literal["lstm", "cortex"] = "lstm", **changes: Any) -> dict[str, Any]:
     lstm = (
         {"name": "lstm", "num_layers": 1}
         if memory == "lstm"

@@ -265,9 +265,9 @@ def test_what_the_file_says_of_itself_may_rule_it_out(metadata: dict, said: str)
     ("change", "said"),
     [
         ({"family": "token-lstm"}, "wants 'sb3-recurrent'"),
-        ({"hidden": 0}, "hidden is 0"),
-        ({"critic": "none"}, "critic 'none'; known: lstm, linear, shared"),
-        ({"policy_layers": [64, -1]}, r"policy_layers\[1\] is -1"),
+        ({"hidden": 0}, r"hidden: .*greater than or equal to 1 \(found 0\)"),
+        ({"critic": "none"}, r"critic: .*'lstm', 'linear' or 'shared'"),
+        ({"policy_layers": [64, -1]}, r"policy_layers\.1: .*\(found -1\)"),
         ({"colour": 1}, "colour"),
     ],
 )
