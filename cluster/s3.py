@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
@@ -50,7 +56,7 @@ class S3Prefix:
             ValueError: credentials in the URL (they are not repeated), or no bucket.
         """
         parts = urlsplit(url)
-        if "@" in parts.netloc or parts.query:
+        if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError(
                 "store: an s3:// URL may hold neither credentials nor options: put them into the environment "
                 "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) and write s3://bucket/prefix"
@@ -145,6 +151,10 @@ class S3Prefix:
             raise StoreError(
                 f"{address}: access denied ({error}); check AWS_ACCESS_KEY_ID and the bucket's policy"
             ) from error
+        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
+            raise StoreError(
+                f"{address}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            ) from error
         except (OSError, ClientError, BotoCoreError, *S3_RETRYABLE_ERRORS) as error:
             match _code(error):
                 case "PreconditionFailed" | "412":
@@ -154,7 +164,7 @@ class S3Prefix:
             endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
             at = f" at {urlsplit(endpoint).hostname}" if endpoint else ""
             raise StoreError(
-                f"{address}: the server{at} failed {ROUNDS * ATTEMPTS} times: {error or type(error).__name__}"
+                f"{address}: the server{at} failed, also when asked again: {error or type(error).__name__}"
             ) from error
 
 

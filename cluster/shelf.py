@@ -1,7 +1,7 @@
 """One copy of every policy that a pool plays: read from the store and verified once, and then shared by all actors.
 
-The actors of a node map the same memory, and other nodes get it from there: a policy is read once whether two actors
-play it or sixty-four.
+Other actors, and other nodes, get it from Ray's object store: a policy is read once whether two actors play it or
+sixty-four.
 """
 
 import logging
@@ -34,7 +34,7 @@ class Shelf:
             bundle = policies.read_bundle(self._store, policy_id)
             weights = np.frombuffer(
                 bundle.weights, np.uint8
-            )  # an array is shared, bytes are copied
+            )  # not pickled, but handed on as it lies
             self._refs[policy_id] = ray.put((bundle.architecture, weights))
         return [self._refs[policy_id]]
 

@@ -70,21 +70,23 @@ def _concatenated(store: Store, kind: Kind, ids: Sequence[str]) -> pa.Table:
 
 
 def find_same(store: Store, study: Study) -> Study | None:
-    """The study as an earlier run left it, if it found the same and has its report; its times are of that run."""
+    """The study as an earlier run left it, with its times and figures, if it found the same and has its report."""
     keys = [_key(study.study, name) for name in ("study.json", REPORT)]
     if not all(store.exists(key) for key in keys):
         return None
     before = read_study(store, study.study)
-    return before if replace(before, wall_s=study.wall_s) == study else None
+    same = replace(before, wall_s=study.wall_s, figures=study.figures) == study
+    return before if same else None
 
 
-def draw_report(store: Store, report: Report) -> str:
-    """Writes figures and page; returns the address of the page."""
+def draw_report(store: Store, report: Report) -> tuple[str, ...]:
+    """Writes figures and page; returns the names of the figures."""
     name = report.study.study
-    for figure, svg in figures(report).items():
+    drawn = figures(report)
+    for figure, svg in drawn.items():
         store.replace(_key(name, f"figures/{figure}.svg"), svg.encode())
     store.replace(_key(name, REPORT), render(report).encode())
-    return report_address(store, name)
+    return tuple(drawn)
 
 
 def save_study(store: Store, study: Study) -> None:

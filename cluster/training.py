@@ -36,11 +36,14 @@ class TrainedRun:
     world: str
     checkpoints: tuple[PolicyCard, ...]
     """Ascending; of a run that was trained here from step 0."""
+    steps_are_told: bool = True
+    """Whether the steps are steps of training, and not just the order of the checkpoints."""
 
     @property
     def untrained(self) -> PolicyCard | None:
-        """The checkpoint before training, if the run has it."""
-        return self.checkpoints[0] if self.checkpoints[0].step == 0 else None
+        """The checkpoint before training, if the run is known to have it."""
+        first = self.checkpoints[0]
+        return first if self.steps_are_told and first.step == 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,7 @@ from cluster.store import Store
 from cluster.tracking import source
 from cluster.tracking.access import Access
 from cluster.tracking.service import WandbService
-from cluster.tracking.source import ModelArtifact
+from cluster.tracking.source import STEP_KEYS, ModelArtifact, whole
 from cluster.training import TrainedRun
 from cluster.uris import LocalPath, S3Address, WandbArtifact, WandbRun, ZooRun, parse_uri
 from interp.identity import content_id
@@ -43,8 +43,6 @@ BUNDLE_FILES = (
     *("module_state.pkl", "rllib_checkpoint.json"),
 )
 """A folder that holds one of these is one checkpoint; any other folder holds many."""
-STEP_KEYS = ("step", "agent_step", "epoch")
-"""What files and artifacts call the length of the training behind a checkpoint, best first."""
 SUFFIXES = (".pt", ".pth", ".safetensors", ".mpt", ".zip")
 Item = TypeVar("Item")
 
@@ -190,7 +188,8 @@ def _local_checkpoint(path: Path) -> Checkpoint:
 
 def last_number(label: str) -> int:
     """The last number in a name such as model_000200.pt; 0 if there is none."""
-    numbers = re.findall(r"\d+", label.removesuffix(Path(label).suffix))
+    suffix = Path(label).suffix
+    numbers = re.findall(r"\d+", label.removesuffix(suffix) if suffix in SUFFIXES else label)
     return int(numbers[-1]) if numbers else 0
 
 
@@ -258,12 +257,7 @@ def _artifact_checkpoint(artifact: ModelArtifact) -> Checkpoint:
         label=artifact.path.rpartition("/")[2],
         order=artifact.order,
         place=artifact,
-        metadata={
-            **artifact.metadata,
-            "artifact": artifact.path,
-            "digest": artifact.digest,
-            "server": Access.of_environment().host,
-        },
+        metadata=artifact.metadata,
     )
 
 
@@ -374,45 +368,66 @@ def open_run(
             cards = [policies.read_card(store, str(one.place)) for one in chosen]
             return _run(name, world or cards[0].world, cards)
         spec = load_world(world).spec if factories and world is not None else None
-        read: list[tuple[Checkpoint, PolicyFile, PolicyBundle]] = []
+        opened: list[_Opened] = []
         for number, checkpoint in enumerate(chosen):
             with fetched(store, checkpoint, service) as path:
                 file = read_policy_file(path)
             bundle = recognise(file, factories=factories, world=spec)
-            read.append((checkpoint, file, bundle))
+            opened.append(_Opened(checkpoint, file, bundle))
             note(number + 1, len(chosen), checkpoint.label)
-    steps = _steps([(checkpoint, file) for checkpoint, file, _ in read])
-    # of two with one step the later listed stands, as the higher version of an artifact
-    opened = dict(zip(steps, read, strict=True))
-    identity = _identity(name, [opened[step][2].policy_id for step in sorted(opened)])
+    by_step, steps_are_told = _by_step(uri, opened)
+    identity = _identity(name, [one.bundle.policy_id for one in by_step.values()])
     cards = []
-    for step, (checkpoint, file, bundle) in sorted(opened.items()):
+    for step, one in by_step.items():
         card = policies.save(
             store,
-            bundle,
+            one.bundle,
             name=name,
             run=identity,
             step=step,
-            world=world or _world_of(uri, checkpoint, file),
+            world=world or _world_of(uri, one.checkpoint, one.file),
             source={
                 "uri": uri,
-                "label": checkpoint.label,
-                "format": file.format,
-                "sha256": file.sha256,
-                "metadata": {**checkpoint.metadata, **file.metadata},
+                "label": one.checkpoint.label,
+                "format": one.file.format,
+                "sha256": one.file.sha256,
+                "origin": _origin(one.checkpoint),
+                "metadata": {**one.checkpoint.metadata, **one.file.metadata},
                 "run": trajectory.about,
             },
         )
-        cards.append(card)
-    return _run(name, cards[-1].world, cards)
+        # the card of a policy that was there before tells of another run
+        cards.append(replace(card, name=name, run=identity, step=step, world=world or card.world))
+    return _run(name, cards[-1].world, cards, steps_are_told=steps_are_told)
 
 
-def _run(name: str, world: str, cards: Sequence[PolicyCard]) -> TrainedRun:
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    checkpoint: Checkpoint
+    file: PolicyFile
+    bundle: PolicyBundle
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, str] | None:
+    """The W&B artifact of a checkpoint; only the server that listed it says so, never the file."""
+    if not isinstance(checkpoint.place, ModelArtifact):
+        return None
+    return {
+        "artifact": checkpoint.place.path,
+        "digest": checkpoint.place.digest,
+        "server": Access.of_environment().host,
+    }
+
+
+def _run(
+    name: str, world: str, cards: Sequence[PolicyCard], *, steps_are_told: bool = True
+) -> TrainedRun:
     return TrainedRun(
         run_id=_identity(name, [card.policy_id for card in cards]),
         name=name,
         world=world,
         checkpoints=tuple(cards),
+        steps_are_told=steps_are_told,
     )
 
 
@@ -421,29 +436,44 @@ def _identity(name: str, policy_ids: Sequence[str]) -> str:
     return content_id("t", {"name": name, "policies": list(policy_ids)})
 
 
-def training_step(checkpoint: Checkpoint, file: PolicyFile) -> int:
-    """Steps of training behind a checkpoint, as far as it or its source tells; else its number there."""
-    return _steps([(checkpoint, file)])[0]
+def training_step(checkpoint: Checkpoint, file: PolicyFile) -> int | None:
+    """Steps of training behind a checkpoint, if it or its source tells."""
+    steps = _told_steps([(file.metadata, checkpoint.metadata)])
+    return steps[0] if steps else None
 
 
-def _steps(read: Sequence[tuple[Checkpoint, PolicyFile]]) -> list[int]:
-    """Training steps of each, counted in one way for all: as files or source say, or else as the source lists them."""
-    for key in STEP_KEYS:
-        said = [
-            next(
-                (
-                    known[key]
-                    for known in (file.metadata, checkpoint.metadata)
-                    if isinstance(known.get(key), int)
-                ),
-                None,
+def _by_step(uri: str, opened: Sequence[_Opened]) -> tuple[dict[int, _Opened], bool]:
+    """Checkpoints by steps of training, ascending, and whether the files or their source told the steps.
+
+    Otherwise the order of the listing stands in for them.
+
+    Raises:
+        ValueError: two different policies have one step.
+    """
+    told = _told_steps([(one.file.metadata, one.checkpoint.metadata) for one in opened])
+    steps = told or [one.checkpoint.order for one in opened]
+    found: dict[int, _Opened] = {}
+    for step, one in zip(steps, opened, strict=True):
+        before = found.setdefault(step, one)
+        if before.bundle.policy_id != one.bundle.policy_id:
+            raise ValueError(
+                f"policy {uri}: {before.checkpoint.label} and {one.checkpoint.label} differ but are both at step "
+                f"{step:,}; put the steps into their names, or open one of them alone"
             )
-            for checkpoint, file in read
+    return dict(sorted(found.items())), told is not None
+
+
+def _told_steps(said: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[int] | None:
+    """Steps of each, counted in one way for all, from what its file says and what its source says of it."""
+    for key in STEP_KEYS:
+        steps = [
+            next((step for one in pair if (step := whole(one.get(key))) is not None), None)
+            for pair in said
         ]
-        steps = [step for step in said if step is not None]
-        if len(steps) == len(read):
-            return steps
-    return [checkpoint.order for checkpoint, _ in read]
+        known = [step for step in steps if step is not None]
+        if len(known) == len(steps):
+            return known
+    return None
 
 
 def _world_of(uri: str, checkpoint: Checkpoint, file: PolicyFile) -> str:

@@ -4,7 +4,9 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from cluster.tracking.access import Access
 
 FORMS = """\
   path/to/policy.pt            a file, or a folder of one checkpoint or of many
@@ -16,12 +18,12 @@ FORMS = """\
   https://wandb.ai/...         the web address of a run or of an artifact
   zoo:name                     a demo run of this store, for instance zoo:forage-s0"""
 
-PUBLIC_WANDB = "https://api.wandb.ai"
 LEGACY_PROJECT = "metta"
 """Project of addresses of the form wandb://run/NAME, which name neither entity nor project."""
 REGISTRY_PREFIX = "wandb-registry-"
-_NAME = r"[A-Za-z0-9_.-]{1,128}"
-_PATTERN = r"[A-Za-z0-9_.*?\[\]!-]{1,128}"
+_NAME = r"[^/:?#*\s](?:[^/:?#*]{0,126}[^/:?#*\s])?"
+"""Of a run, a project or an artifact: W&B allows almost anything, and spaces inside."""
+_PATTERN = r"[^/:]{1,128}"
 _ALIASED = re.compile(rf"({_NAME}):({_NAME})")
 
 
@@ -96,21 +98,31 @@ def parse_uri(text: str) -> PolicyUri:
         case "wandb":
             return _wandb(text, rest.removeprefix("//"))
         case "http" | "https":
-            return _web_address(text, urlsplit(text))
+            try:
+                address = urlsplit(text)
+            except ValueError as error:
+                raise _not_accepted(text, str(error)) from error
+            return _web_address(text, address)
         case _ if "://" in text:
             raise _not_accepted(text, f"no such kind as {scheme}://")
         case _ if _is_path(text):
-            return LocalPath(Path(text).expanduser())
+            try:
+                return LocalPath(Path(text).expanduser())
+            except RuntimeError as error:
+                raise _not_accepted(text, str(error)) from error
         case _:
             return _wandb(text, text)
 
 
 def _is_path(text: str) -> bool:
-    return (
-        text.startswith(("/", "./", "../", "~"))
-        or text.endswith((".pt", ".pth", ".safetensors", ".mpt", ".zip"))
-        or Path(text).exists()
-    )
+    if text.startswith(("/", "./", "../", "~")):
+        return True
+    if text.endswith((".pt", ".pth", ".safetensors", ".mpt", ".zip")):
+        return True
+    try:
+        return Path(text).exists()
+    except OSError:  # too long for a name
+        return False
 
 
 def _s3(text: str) -> S3Address:
@@ -146,6 +158,8 @@ def _wandb_path(text: str, path: str) -> WandbRun | WandbArtifact:
             return WandbArtifact(_entity(text), LEGACY_PROJECT, last, "latest")
         case ["run"], re.Match():
             return WandbArtifact(_entity(text), LEGACY_PROJECT, *aliased.groups())
+        case [organisation, project], None if project.startswith(REGISTRY_PREFIX):
+            return WandbArtifact(organisation, project, last, "latest")
         case [entity, project], None if re.fullmatch(_NAME, last):
             return WandbRun(entity, project, last)
         case [entity, project, "runs"], None if re.fullmatch(_NAME, last):
@@ -170,15 +184,20 @@ def _entity(text: str) -> str:
 
 
 def _web_address(text: str, address: SplitResult) -> WandbRun | WandbArtifact:
-    base = os.environ.get("WANDB_BASE_URL", PUBLIC_WANDB)
-    host = urlsplit(base).netloc.removeprefix("api.")
-    if address.netloc.removeprefix("www.") != host:
+    if "@" in address.netloc:
+        raise ValueError(
+            "a policy's web address may not hold credentials: put the key into WANDB_API_KEY and leave them out"
+        )
+    host = Access.of_environment().host.lower().removeprefix("api.")
+    if address.netloc.lower().removeprefix("www.") != host:
         raise _not_accepted(
-            text, f"its host is not the W&B server in use, {host} (WANDB_BASE_URL decides)"
+            text,
+            f"its host is not the W&B server in use, {host} (WANDB_BASE_URL or `wandb login --host` decides)",
         )
     match unquote(address.path).strip("/").split("/"):
         case [entity, project, "runs", run_id, *_]:
-            query = f"?{address.query}" if address.query.startswith("name=") else ""
+            pattern = parse_qs(address.query).get("name", [""])[0]
+            query = f"?name={pattern}" if pattern else ""
             return _wandb(text, f"{entity}/{project}/{run_id}{query}")
         case [entity, project, "artifacts", _, name, alias, *_]:
             return _wandb(text, f"{entity}/{project}/{name}:{alias}")

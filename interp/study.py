@@ -74,6 +74,8 @@ class Study:
     lineages: tuple[str, ...]
     windows: tuple[str, ...]
     """Ids of the tables; each lies under the folder of its kind."""
+    figures: tuple[str, ...] = ()
+    """Names of the report's figures."""
     wall_s: Mapping[str, float]
     """Stage -> seconds of wall time when it last did work."""
 
@@ -99,7 +101,7 @@ class Study:
                     ),
                     **{
                         kind: tuple(content[kind])
-                        for kind in ("concepts", "effects", "lineages", "windows")
+                        for kind in ("concepts", "effects", "lineages", "windows", "figures")
                     },
                 }
             )

@@ -172,7 +172,7 @@ class _Pipeline:
             case other:
                 raise TypeError(f"no pipeline for {type(other).__name__}")
         study_name = self.config.study
-        self.mirror.post(letters.policies_letter(study_name, run) for run in runs)
+        self.mirror.post(letters.policies_letter(self.store, study_name, run) for run in runs)
         returns, random_returns = self._evaluate(runs)
         recorded = self._record(runs)
         sweep = self._sweep(recorded[0])
@@ -220,8 +220,8 @@ class _Pipeline:
         if before is None:
             with self._stage("report"):
                 self.laboratory.worked = True
-                draw_report(self.store, report)
-            study = replace(study, wall_s=dict(self.wall_s))
+                figures = draw_report(self.store, report)
+            study = replace(study, wall_s=dict(self.wall_s), figures=figures)
             save_study(self.store, study)
         study = before or study
         self.mirror.post(letters.report_letter(self.store, one) for one in (study,))

@@ -34,7 +34,9 @@ from jobs.factories import allow_factories
 from jobs.progress import Reporter
 
 SHORT = 100
-"""Characters of a metadata value that are shown."""
+"""Characters of a metadata value that are shown, unless all are asked for."""
+SHOWN_BY_KEY = ("config", "summary", "metadata", "run")
+"""Mappings of which every value has a line of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class Show:
     factory: tuple[str, ...] = ()
     """package.module:callable that makes the network, where it is one of your own; it wants --world. This is the only
     code that is run."""
+    full: bool = False
+    """Show values whole, however long they are."""
     world: str | None = None
     """World that a network of your own is for; of one of another time, how it would understand that world."""
     store: str = "./store"
@@ -127,19 +131,20 @@ def print_cards(store: Store, show: Show) -> None:
                 "policy": f"{card.policy_id}  {card.name}, step {card.step:,} of run {card.run}",
                 "world": card.world,
                 **_network_fields(policies.read_bundle(store, show.uri), _spec(show)),
-                **{f"source.{key}": value for key, value in card.source.items()},
+                **_flat("source", card.source),
             },
+            full=show.full,
         )
         return
     with WandbService() as service:
         trajectory = list_checkpoints(store, show.uri, service)
         listed = trajectory.checkpoints
-        _print_run(console, trajectory)
+        _print_run(console, trajectory, full=show.full)
         for checkpoint in choose(listed, [one.order for one in listed], show.checkpoints):
             _print_checkpoint(console, store, checkpoint, show, service)
 
 
-def _print_run(console: Console, trajectory: Trajectory) -> None:
+def _print_run(console: Console, trajectory: Trajectory, *, full: bool) -> None:
     labels = [one.label for one in trajectory.checkpoints]
     shown = ", ".join(labels if len(labels) <= 8 else [*labels[:4], "...", *labels[-3:]])
     _print_fields(
@@ -147,8 +152,9 @@ def _print_run(console: Console, trajectory: Trajectory) -> None:
         {
             "run": trajectory.name,
             "checkpoints": f"{len(labels)}: {shown}",
-            **{f"run.{key}": value for key, value in trajectory.about.items()},
+            **_flat("run", trajectory.about),
         },
+        full=full,
     )
 
 
@@ -169,16 +175,22 @@ def _print_checkpoint(
         console,
         {
             "checkpoint": checkpoint.label,
-            "training step": f"{training_step(checkpoint, file):,}",
+            "training step": _step(checkpoint, file),
             "format": file.format,
             "sha256": file.sha256,
             "size": f"{num_parameters:,} numbers in {len(file.tensors)} tensors",
             **_recognised_fields(file, show),
-            **{f"source.{key}": value for key, value in checkpoint.metadata.items()},
-            **{f"file.{key}": value for key, value in file.metadata.items()},
+            **_flat("source", checkpoint.metadata),
+            **_flat("file", file.metadata),
         },
+        full=show.full,
     )
     console.print(table)
+
+
+def _step(checkpoint: Checkpoint, file: PolicyFile) -> str:
+    step = training_step(checkpoint, file)
+    return f"{step:,}" if step is not None else f"not told; place {checkpoint.order:,} in its run"
 
 
 def _recognised_fields(file: PolicyFile, show: Show) -> dict[str, Any]:
@@ -220,7 +232,16 @@ def _translation_fields(policy: TokenNetwork, spec: WorldSpec) -> dict[str, str]
     return {f"in {spec.name}: {name}": text for name, text in told.items()}
 
 
-def _print_fields(console: Console, fields: Mapping[str, Any]) -> None:
+def _flat(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry for each value of a config, a summary or another mapping; deeper ones stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in said.items():
+        inner = value if isinstance(value, Mapping) and key in SHOWN_BY_KEY else {"": value}
+        flat |= {f"{name}.{key}.{sub}".removesuffix("."): one for sub, one in inner.items()}
+    return flat
+
+
+def _print_fields(console: Console, fields: Mapping[str, Any], *, full: bool) -> None:
     """Two columns; what a file says of itself may be long, so it is cut, and may not style the terminal."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -229,7 +250,8 @@ def _print_fields(console: Console, fields: Mapping[str, Any]) -> None:
         text = str(value)
         spoken = name.startswith(("file.", "source.", "run."))
         table.add_row(
-            _plain(name), _plain(text[:SHORT] + "..." if spoken and len(text) > SHORT else text)
+            _plain(name),
+            _plain(text[:SHORT] + "..." if spoken and not full and len(text) > SHORT else text),
         )
     console.print(table)
 

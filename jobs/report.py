@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import tyro
 
 from cluster.store import Store
-from cluster.studies import draw_report, load_report
+from cluster.studies import draw_report, load_report, report_address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,4 +21,5 @@ def main(arguments: Sequence[str]) -> None:
     """Parses the command line, draws and prints the report's path."""
     config = tyro.cli(Config, args=list(arguments), prog="sparsight report", description=__doc__)
     store = Store.open(config.store)
-    print(draw_report(store, load_report(store, config.study)))
+    draw_report(store, load_report(store, config.study))
+    print(report_address(store, config.study))

@@ -9,7 +9,7 @@ import tyro
 from cluster.store import Store
 from cluster.tracking import letters
 from cluster.tracking.access import Access, WandbError
-from cluster.tracking.mirror import deliver_pending, state_line
+from cluster.tracking.mirror import deliver_pending, hold_lock, state_line
 from jobs.progress import Reporter
 
 
@@ -31,6 +31,10 @@ def main(arguments: Sequence[str]) -> None:
             f"study {config.study} of store {store.url} has nothing to mirror; it has {', '.join(known) or 'no study'} "
             "(run the pipeline with --wandb offline or with a key)"
         )
+    if not known:
+        raise ValueError(
+            f"store {store.url} has nothing to mirror; run a pipeline there with --wandb offline or with a key"
+        )
     access = Access.of_environment()
     if not access.has_key:
         raise ValueError(f"no key for {access.host}; set WANDB_API_KEY or run `wandb login`")
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     reporter = Reporter()
     failures: list[str] = []
     for study in known if config.study is None else [config.study]:
-        with reporter.stage("sync") as stage:
+        with hold_lock(store, study), reporter.stage("sync") as stage:
             failures += deliver_pending(store, study, stage.update)
         reporter.done("sync", study)
     for failure in failures:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.uris import PUBLIC_WANDB
-
+PUBLIC = "https://api.wandb.ai"
 PROBE_S = 4.0
 """Seconds that a server has to answer anything at all."""
 KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
@@ -32,9 +31,13 @@ class Access:
 
     @classmethod
     def of_environment(cls) -> "Access":
-        base_url = (
-            os.environ.get("WANDB_BASE_URL") or _setting("base_url") or PUBLIC_WANDB
-        ).rstrip("/")
+        """Raises ValueError if the address holds credentials, which would be shown."""
+        base_url = os.environ.get("WANDB_BASE_URL") or _setting("base_url") or PUBLIC
+        base_url = base_url.rstrip("/")
+        if "@" in urlsplit(base_url).netloc:
+            raise ValueError(
+                "WANDB_BASE_URL holds credentials: put the key into WANDB_API_KEY and leave https://host"
+            )
         return cls(
             base_url=base_url,
             has_key=any(map(os.environ.get, KEY_VARIABLES)) or _in_netrc(base_url),
@@ -66,14 +69,18 @@ class Access:
             return f"{self.host} answers {error.code}" if error.code >= 500 else None
         except urllib.error.URLError as error:
             return f"{self.host} does not answer ({error.reason})"
-        except (OSError, http.client.HTTPException) as error:
+        except (
+            OSError,
+            ValueError,
+            http.client.HTTPException,
+        ) as error:  # also a name that is none
             return f"{self.host} does not answer ({error or type(error).__name__})"
 
 
 def _setting(name: str) -> str | None:
     """As `wandb login --host` leaves it in the user's settings file."""
     folder = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
-    settings = configparser.ConfigParser()
+    settings = configparser.ConfigParser(interpolation=None)
     try:
         settings.read(Path(folder) / "settings")
     except (configparser.Error, UnicodeDecodeError):
@@ -85,6 +92,6 @@ def _in_netrc(base_url: str) -> bool:
     path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     try:
         hosts = netrc.netrc(str(path)).hosts
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         return False
     return urlsplit(base_url).netloc in hosts

@@ -61,14 +61,24 @@ class Door:
     def describe_artifact(self, *, path: str) -> dict[str, Any]:
         return _described(self.api.artifact(path))
 
-    def download(self, *, path: str, folder: str) -> list[str]:
+    def download(self, *, path: str, folder: str, max_bytes: int) -> None:
         """Files of an artifact, each compared with its digest in the manifest; a second attempt if one differs.
 
-        The client takes a truncated or altered body for the file, and then keeps it in its cache: hence the comparison,
-        and no cache.
+        References are refused: the client would follow them, to files of this machine or to any address that it can
+        reach, and without comparing anything. The client takes a truncated or altered body for the file, and then
+        keeps it in its cache: hence the comparison, and no cache.
         """
         for attempt in (1, 2):
             artifact = self.api.artifact(path)
+            entries = artifact.manifest.entries
+            if references := sorted(name for name, entry in entries.items() if entry.ref):
+                raise ValueError(
+                    f"{references[0]!r} is a reference to another place, not a file; log the policy's file itself"
+                )
+            if not entries:
+                raise ValueError("it has no files")
+            if (size := sum(entry.size or 0 for entry in entries.values())) > max_bytes:
+                raise ValueError(f"{size:,} bytes, wanted at most {max_bytes:,}")
             artifact.download(root=folder, skip_cache=True)
             try:
                 artifact.verify(folder)
@@ -79,11 +89,6 @@ class Door:
                     raise ValueError(
                         f"downloaded twice and damaged twice ({error}); ask again later"
                     ) from error
-        return [
-            path.relative_to(folder).as_posix()
-            for path in sorted(Path(folder).rglob("*"))
-            if path.is_file()
-        ]
 
     # --- writing
 
@@ -188,7 +193,7 @@ def _described(artifact: wandb.Artifact) -> dict[str, Any]:
         "state": artifact.state,
         "digest": artifact.digest,
         "bytes": artifact.size,
-        "metadata": _plain(artifact.metadata),
+        "metadata": _plain(artifact.metadata if isinstance(artifact.metadata, dict) else {}),
     }
 
 

@@ -3,16 +3,16 @@
     policy -> recording -> dictionary -> concepts -> effects, lineages, windows -> report
 
 A letter is written into the store when its finding is there, and delivered when the server is: the store is the
-record and W&B a mirror of it. It names objects of the store instead of holding them, and it is the same letter if it is
-written again, so a study that is run twice is mirrored once.
+record and W&B a mirror of it. It names objects of the store instead of holding them. A study that is run twice is
+mirrored once; where it found something else the second time, the new letter takes the place of the old one.
 
-    mirror/<study>/<rank>-<letter_id>.json    the letter; delivered in this order
-    mirror/<study>/sent/<letter_id>.json      its receipt
+    studies/<study>/mirror/<rank>-<run_id>.json    the letter; delivered in this order
+    studies/<study>/mirror/sent/<run_id>.json      the receipt of the letter that was delivered last
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -114,7 +114,7 @@ class Letter:
 
     @property
     def key(self) -> str:
-        return f"mirror/{self.study}/{STAGES.index(self.stage):02d}-{self.letter_id}.json"
+        return f"{_folder(self.study)}/{STAGES.index(self.stage):02d}-{self.run_id}.json"
 
     @classmethod
     def from_json(cls, content: bytes, *, source: str) -> "Letter":
@@ -143,19 +143,25 @@ class Letter:
 
 
 def write(store: Store, letter: Letter) -> None:
-    """Puts a letter into the store, if it is not there."""
-    store.ensure(letter.key, canonical_json(letter))
+    """Puts a letter into the store, in place of an earlier one of the same W&B run."""
+    content = canonical_json(letter)
+    if not store.exists(letter.key) or store.get(letter.key) != content:
+        store.replace(letter.key, content)
 
 
 def pending(store: Store, study: str) -> list[str]:
-    """Keys of letters without a receipt, in the order of delivery."""
-    keys = store.list(f"mirror/{study}")
-    sent = {key.rpartition("/")[2] for key in keys if "/sent/" in key}
-    return [
-        key
-        for key in keys
-        if "/sent/" not in key and key.rpartition("/")[2].partition("-")[2] not in sent
-    ]
+    """Keys of letters that were not delivered as they are now, in the order of delivery."""
+    keys = store.list(_folder(study))
+    sent = {key for key in keys if "/sent/" in key}
+    return [key for key in keys if key not in sent and not _is_sent(store, key, sent)]
+
+
+def _is_sent(store: Store, key: str, sent: Collection[str]) -> bool:
+    receipt_key = f"{key.rpartition('/')[0]}/sent/{key.rpartition('/')[2].partition('-')[2]}"
+    if receipt_key not in sent:
+        return False
+    receipt = parse_json(store.get(receipt_key), source=receipt_key)
+    return receipt.get("letter") == sha256(store.get(key))
 
 
 def read(store: Store, key: str) -> Letter:
@@ -165,29 +171,36 @@ def read(store: Store, key: str) -> Letter:
 
 def studies(store: Store) -> list[str]:
     """Studies that have letters."""
-    return sorted({key.split("/")[1] for key in store.list("mirror")})
+    return sorted({key.split("/")[1] for key in store.list("studies") if "/mirror/" in key})
 
 
 def is_sent(store: Store, letter: Letter) -> bool:
-    """Whether a letter has its receipt."""
-    return store.exists(_receipt_key(letter))
+    """Whether a letter was delivered as it is in the store."""
+    receipt_key = _receipt_key(letter)
+    return _is_sent(store, letter.key, {receipt_key} if store.exists(receipt_key) else ())
 
 
 def confirm(store: Store, letter: Letter, receipt: Mapping[str, Any]) -> None:
     """Keeps the receipt of a delivered letter."""
-    store.create(_receipt_key(letter), canonical_json(receipt))
+    content = canonical_json({**receipt, "letter": sha256(canonical_json(letter))})
+    store.replace(_receipt_key(letter), content)
+
+
+def _folder(study: str) -> str:
+    return f"studies/{study}/mirror"
 
 
 def _receipt_key(letter: Letter) -> str:
-    return f"mirror/{letter.study}/sent/{letter.letter_id}.json"
+    return f"{_folder(letter.study)}/sent/{letter.run_id}.json"
 
 
 # --- what is told, finding by finding
 
 
-def policies_letter(study: str, run: TrainedRun) -> Letter:
+def policies_letter(store: Store, study: str, run: TrainedRun) -> Letter:
     """The checkpoints of a run as versions of one artifact, unless they are that server's already."""
-    own = [card for card in run.checkpoints if _origin(card) is None]
+    cards = [policies.read_card(store, card.policy_id) for card in run.checkpoints]
+    own = [card for card in cards if _origin(card) is None]
     return Letter(
         study=study,
         stage="policies",
@@ -195,7 +208,7 @@ def policies_letter(study: str, run: TrainedRun) -> Letter:
         name=run.name,
         config={"run": run.run_id, "world": run.world},
         summary={"checkpoints": len(run.checkpoints), "steps": run.checkpoints[-1].step},
-        uses=tuple(origin for card in run.checkpoints if (origin := _origin(card))),
+        uses=tuple(origin for card in cards if (origin := _origin(card))),
         logs=tuple(
             OutgoingArtifact(
                 name=_artifact_name(card.name),
@@ -219,10 +232,10 @@ def policies_letter(study: str, run: TrainedRun) -> Letter:
 
 def _origin(card: PolicyCard) -> str | None:
     """The artifact of this W&B server that a policy was fetched from."""
-    metadata = card.source.get("metadata")
-    if not isinstance(metadata, Mapping) or metadata.get("server") != Access.of_environment().host:
+    origin = card.source.get("origin")
+    if not isinstance(origin, Mapping) or origin.get("server") != Access.of_environment().host:
         return None
-    return metadata.get("artifact")
+    return str(origin["artifact"])
 
 
 def _policy(store: Store, policy_id: str) -> tuple[str, ...]:
@@ -408,8 +421,7 @@ def table_letter(store: Store, study: str, kind: Kind, table_id: str) -> Letter:
 def report_letter(store: Store, study: Study) -> Letter:
     """The figures, the page, and every table that they were drawn from."""
     folder = f"studies/{study.study}"
-    figures = sorted(key for key in store.list(folder) if key.endswith(".svg"))
-    names = [REPORT, "study.json", *(key.removeprefix(f"{folder}/") for key in figures)]
+    names = [REPORT, "study.json", *(f"figures/{name}.svg" for name in study.figures)]
     return Letter(
         study=study.study,
         stage="report",
@@ -433,7 +445,7 @@ def report_letter(store: Store, study: Study) -> Letter:
                 files={name: f"{folder}/{name}" for name in names},
             ),
         ),
-        pages={f"figures/{key.rpartition('/')[2].removesuffix('.svg')}": key for key in figures},
+        pages={f"figures/{name}": f"{folder}/figures/{name}.svg" for name in study.figures},
     )
 
 

@@ -5,6 +5,7 @@ in the store before they are delivered, and those without a receipt are delivere
 by `sparsight sync`.
 """
 
+import fcntl
 import os
 import queue
 import tempfile
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Self
 
 from cluster.backends import LocalFolder
 from cluster.store import Store
@@ -30,6 +31,8 @@ DELIVER_S = 150.0
 """Seconds that a letter may take, besides the time for its bytes."""
 SLOWEST_BYTES_PER_S = 250_000
 FEED_S = 30.0
+MAX_WAITING = 1000
+"""Rows that may wait to be shown."""
 CLOSE_S = 120.0
 """Seconds that a finished job waits for what is still to be delivered."""
 
@@ -143,6 +146,7 @@ class Mirror:
         project: str,
         entity: str | None,
         state: Literal["online", "offline", "disabled", "off (no key)"],
+        lock: IO[str] | None = None,
     ) -> None:
         self.store = store
         self.study = study
@@ -151,6 +155,7 @@ class Mirror:
         self.reason: str | None = None
         """Why the last delivery failed."""
         self._state = state
+        self._lock = lock
         self._courier = Courier(store)
         self._queue: queue.Queue[Letter | _Row | None] = queue.Queue()
         self._feeds = True
@@ -182,11 +187,7 @@ class Mirror:
             WandbError: mode "online" and the server does not answer.
         """
         access = Access.of_environment()
-        if mode == "auto":
-            said = os.environ.get("WANDB_MODE", "online")
-            state = said if said in ("offline", "disabled") else "online"
-        else:
-            state = mode
+        state = _said_mode() if mode == "auto" else mode
         if state == "online" and not access.has_key:
             if mode == "online":
                 raise ValueError(
@@ -199,12 +200,20 @@ class Mirror:
                 raise WandbError(f"--wandb online: {reason}; use --wandb offline and sync later")
             state = "offline"
             say(f"wandb: {reason}; going on offline, `sparsight sync` delivers later")
+        lock = None
+        if state == "online":
+            try:
+                lock = hold_lock(store, study)
+            except WandbError as error:
+                state = "offline"
+                say(f"wandb: {error}; this job delivers nothing")
         mirror = cls(
             store,
             study,
             project=project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
             entity=entity or os.environ.get("WANDB_ENTITY"),
             state=state,
+            lock=lock,
         )
         if state == "online":
             mirror._thread.start()
@@ -220,6 +229,8 @@ class Mirror:
         traceback: TracebackType | None,
     ) -> None:
         self._courier.service.stop()
+        if self._lock is not None:
+            self._lock.close()
 
     def post(self, written: Iterable[Letter]) -> None:
         """Puts letters into the store and queues those without a receipt; if there is no mirror, none is written."""
@@ -231,8 +242,13 @@ class Mirror:
                 self._queue.put(letter)
 
     def feed(self, letter: Letter, row: Mapping[str, float]) -> None:
-        """Shows one row of a run as it comes; its letter, which follows, brings all of them."""
-        if self._state == "online" and self._feeds and self._queue.qsize() < 1000:
+        """Shows one row of a run as it comes; its letter, which follows, brings all of them.
+
+        Once rows come faster than they are taken, no more are shown: W&B takes rows in their order only, so a letter
+        cannot fill a hole.
+        """
+        self._feeds = self._feeds and self._queue.qsize() < MAX_WAITING
+        if self._state == "online" and self._feeds:
             self._queue.put(_Row(self._addressed(letter), row))
 
     def close(self, *, wait_s: float = CLOSE_S) -> str:
@@ -282,6 +298,37 @@ class Mirror:
 def state_line(num_pending: int) -> str:
     """How a mirror stands."""
     return f"wandb: pending ({num_pending})" if num_pending else "wandb: synced"
+
+
+def _said_mode() -> Literal["online", "offline", "disabled"]:
+    """What WANDB_MODE asks for, in the words of the client."""
+    said = os.environ.get("WANDB_MODE", "online").strip().lower()
+    match said:
+        case "" | "online" | "run" | "shared":
+            return "online"
+        case "offline" | "dryrun":
+            return "offline"
+        case "disabled":
+            return "disabled"
+        case _:
+            raise ValueError(f"WANDB_MODE is {said!r:.80}; wanted online, offline or disabled")
+
+
+def hold_lock(store: Store, study: str) -> IO[str]:
+    """Keeps other processes of this machine from delivering the same study, until it is closed or the process ends.
+
+    Raises:
+        WandbError: another one is at it.
+    """
+    folder = store.workspace("mirror")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / f"{study}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise WandbError(f"another process delivers study {study} now") from error
+    return lock
 
 
 def deliver_pending(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -51,14 +52,12 @@ class WandbService:
             FileNotFoundError: W&B has no such run or artifact.
             WandbError: it failed, or there was no answer within the deadline.
         """
-        fresh = self._process is None
+        deadline = time.monotonic() + deadline_s + (START_S if self._process is None else 0.0)
         process = self._running()
         line = json.dumps({"verb": verb, **request}).encode() + b"\n"
         try:
-            assert process.stdin is not None
-            process.stdin.write(line)
-            process.stdin.flush()
-            answer = json.loads(self._read_line(process, deadline_s + START_S * fresh))
+            self._write(process, line, deadline)
+            answer = json.loads(self._read_line(process, deadline))
         except TimeoutError:
             self._kill()
             raise WandbError(f"W&B gave no answer to {verb} within {deadline_s:.0f} s") from None
@@ -70,15 +69,9 @@ class WandbService:
             raise kind(answer["reason"])
         return answer["value"]
 
-    def stop(self, *, grace_s: float = 0.0) -> None:
-        """Ends the process: at once, or after it had time to finish what it has open."""
+    def stop(self) -> None:
+        """Ends the process at once; nothing can be asked any more."""
         self._stopped = True
-        process = self._process
-        if process is not None and grace_s and process.stdin is not None:
-            with suppress(OSError):
-                process.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(grace_s)
         self._kill()
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -110,14 +103,23 @@ class WandbService:
                 )
             return self._process
 
-    def _read_line(self, process: subprocess.Popen[bytes], deadline_s: float) -> bytes:
+    def _write(self, process: subprocess.Popen[bytes], line: bytes, deadline: float) -> None:
+        assert process.stdin is not None
+        descriptor = process.stdin.fileno()
+        os.set_blocking(descriptor, False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_WRITE)
+            while line:
+                _wait(selector, deadline)
+                line = line[os.write(descriptor, line[: 1 << 12]) :]
+
+    def _read_line(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
         assert process.stdout is not None
         descriptor = process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
-                if not selector.select(deadline_s):
-                    raise TimeoutError
+                _wait(selector, deadline)
                 piece = os.read(descriptor, 1 << 16)
                 if not piece:
                     raise OSError("end of input")
@@ -139,3 +141,8 @@ class WandbService:
                             pipe.close()
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(selector: selectors.BaseSelector, deadline: float) -> None:
+    if not selector.select(max(0.0, deadline - time.monotonic())):
+        raise TimeoutError

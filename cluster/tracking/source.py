@@ -6,6 +6,7 @@ used again. However many processes of a machine ask for an artifact, one downloa
 
 import fcntl
 import fnmatch
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,10 @@ LIST_S = 60.0
 """Seconds that a listing may take."""
 SLOWEST_BYTES_PER_S = 250_000
 """A download that is slower than this, over all, is given up."""
-ORDER_KEYS = ("agent_step", "step", "epoch")
-"""What trainers call the length of the training behind a checkpoint, in an artifact's metadata; best first."""
+STEP_KEYS = ("agent_step", "step", "epoch")
+"""What trainers call the length of the training behind a checkpoint, in files and in metadata; best first."""
+FINAL = "_final"
+"""Ends the name under which some trainers log the last checkpoint of a run once more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +37,7 @@ class ModelArtifact:
     path: str
     """entity/project/name:vN."""
     order: int
-    """Steps of training if all artifacts of its run tell them, or else its version."""
+    """Steps of training if all artifacts of its run tell them, or else its place in the order of versions."""
     digest: str
     num_bytes: int
     metadata: Mapping[str, Any]
@@ -57,6 +60,7 @@ def list_run(place: WandbRun, service: WandbService) -> RunListing:
 
     Raises:
         FileNotFoundError: no such run, or none of its artifacts is a policy; the message lists what it has.
+        ValueError: it logged several policies; the message says how to choose one.
         WandbError: the server does not answer.
     """
     path = f"{place.entity}/{place.project}/{place.run_id}"
@@ -64,8 +68,7 @@ def list_run(place: WandbRun, service: WandbService) -> RunListing:
     found = [
         one
         for one in said["artifacts"]
-        if one["state"] == "COMMITTED"
-        and (
+        if (
             fnmatch.fnmatchcase(one["collection"], place.pattern)
             if place.pattern
             else one["type"] == "model"
@@ -77,6 +80,12 @@ def list_run(place: WandbRun, service: WandbService) -> RunListing:
         raise FileNotFoundError(
             f"W&B run {path} logged no artifact of {wanted}; it logged {has or 'none'}. Choose by name with "
             f"'{path}?name=PATTERN'"
+        )
+    policies = sorted({one["collection"].removesuffix(FINAL) for one in found})
+    if len(policies) > 1:
+        raise ValueError(
+            f"W&B run {path} logged {len(policies)} policies: {', '.join(policies[:12])}; choose one with "
+            f"'{path}?name={policies[0]}*'"
         )
     return RunListing(
         name=said["name"],
@@ -92,26 +101,35 @@ def _ordered(found: Sequence[Mapping[str, Any]]) -> tuple[ModelArtifact, ...]:
     key = next(
         (
             key
-            for key in ORDER_KEYS
-            if all(_whole(one["metadata"].get(key)) is not None for one in found)
+            for key in STEP_KEYS
+            if all(whole(one["metadata"].get(key)) is not None for one in found)
         ),
         None,
     )
 
     def order(one: Mapping[str, Any]) -> int:
-        return one["version"] if key is None else _whole(one["metadata"][key]) or 0
+        return one["version"] if key is None else whole(one["metadata"][key]) or 0
 
-    ascending = sorted(found, key=lambda one: (order(one), one["version"], one["path"]))
+    # of a run that logged its last checkpoint again as final, without steps, the final one is the last
+    ascending = sorted(
+        found,
+        key=lambda one: (
+            key is None and one["collection"].endswith(FINAL),
+            order(one),
+            one["version"],
+            one["path"],
+        ),
+    )
     if key is None:
-        return tuple(_model(one, order(one)) for one in ascending)
+        return tuple(_model(one, number) for number, one in enumerate(ascending))
     return tuple({order(one): _model(one, order(one)) for one in ascending}.values())
 
 
-def _whole(value: object) -> int | None:
-    """A step as metadata spells it: 200, 200.0; never true or "200"."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+def whole(value: object) -> int | None:
+    """A step as metadata spells it: 200, 200.0; never true, "200" or infinity."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return int(value)
+    return int(value) if value == int(value) else None
 
 
 def _model(one: Mapping[str, Any], order: int) -> ModelArtifact:
@@ -178,7 +196,10 @@ def _is_intact(folder: Path) -> bool:
     record = folder / "verified.json"
     if not record.exists():
         return False
-    wanted = parse_json(record.read_bytes(), source=str(record))
+    try:
+        wanted = parse_json(record.read_bytes(), source=str(record))
+    except ValueError:
+        return False
     return wanted == _digests(folder / "files")
 
 
@@ -199,6 +220,7 @@ def _download(artifact: ModelArtifact, service: WandbService, folder: Path) -> N
             "download",
             path=artifact.path,
             folder=str(partial / "files"),
+            max_bytes=MAX_FILE_BYTES,
             deadline_s=LIST_S + artifact.num_bytes / SLOWEST_BYTES_PER_S,
         )
     except OSError as error:

@@ -232,3 +232,15 @@ def test_a_writer_that_is_killed_leaves_nothing_half_done(
     assert again.returncode == 0, said.decode()
     assert_exact(s3_store)
     assert len(s3_store.list("recordings")) == len(PUTS)
+
+
+def test_missing_credentials_are_called_so(
+    s3_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    forget_connections()
+    with pytest.raises(StoreError, match=r"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        s3_store.probe()

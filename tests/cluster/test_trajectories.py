@@ -1,8 +1,11 @@
+import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from cluster.trajectories import choose, last_number, list_local
+from cluster.trajectories import choose, last_number, list_local, open_run
+from tests.cluster.tracking.test_source import bundle
 
 STEPS = [0, 10, 20, 40, 80, 160, 320, 640]
 
@@ -49,7 +52,13 @@ def test_evenly_spaced_steps_are_thinned_on_a_logarithmic_scale():
 
 @pytest.mark.parametrize(
     ("label", "number"),
-    [("model_000200.pt", 200), ("run7:v12", 12), ("final.pt", 0), ("s3_epoch4_step900.zip", 900)],
+    [
+        ("model_000200.pt", 200),
+        ("run7:v12", 12),
+        ("final.pt", 0),
+        ("s3_epoch4_step900.zip", 900),
+        ("ckpt.100", 100),
+    ],
 )
 def test_the_last_number_of_a_label_is_its_place(label, number):
     assert last_number(label) == number
@@ -90,3 +99,40 @@ def test_nothing_to_open_is_said(tmp_path):
         list_local("gone.pt", tmp_path / "gone.pt")
     with pytest.raises(FileNotFoundError, match="no policy in"):
         list_local("x", tmp_path)
+
+
+def bundles(folder: Path, *named: tuple[str, int, dict]) -> str:
+    """A folder of checkpoints: name, seed of its weights, what its card says."""
+    for name, seed, said in named:
+        policy = bundle(seed)
+        (folder / name).mkdir(parents=True)
+        (folder / name / "weights.safetensors").write_bytes(policy.weights)
+        (folder / name / "architecture.json").write_text(json.dumps(policy.architecture))
+        (folder / name / "card.json").write_text(json.dumps({"world": "forage", **said}))
+    return str(folder)
+
+
+def test_a_policy_of_unknown_step_is_not_its_own_untrained_control(store, tmp_path):
+    run = open_run(store, bundles(tmp_path / "run", ("final", 1, {})))
+    assert [card.step for card in run.checkpoints] == [0]
+    assert run.untrained is None
+    told = open_run(store, bundles(tmp_path / "told", ("a", 2, {"step": 0}), ("b", 3, {"step": 5})))
+    assert told.untrained == told.checkpoints[0]
+
+
+def test_different_policies_of_one_step_are_refused_and_equal_ones_are_one(store, tmp_path):
+    uri = bundles(tmp_path / "run", ("best", 1, {}), ("last", 2, {}))
+    with pytest.raises(ValueError, match=r"best and last differ but are both at step 0"):
+        open_run(store, uri)
+    same = bundles(tmp_path / "same", ("best_5", 1, {}), ("last_5", 1, {}))
+    assert len(open_run(store, same).checkpoints) == 1
+    dotted = bundles(tmp_path / "dotted", *((f"ckpt.{n}", n, {}) for n in (100, 200, 300)))
+    assert [card.step for card in open_run(store, dotted).checkpoints] == [100, 200, 300]
+
+
+def test_a_policy_that_is_in_the_store_takes_the_role_that_it_has_now(store, tmp_path):
+    uri = bundles(tmp_path / "run", ("model_7", 1, {}))
+    assert open_run(store, uri, world="forage").world == "forage"
+    again = open_run(store, uri, world="hazard", name="other")
+    (card,) = again.checkpoints
+    assert (again.world, card.world, card.name) == ("hazard", "hazard", "other")

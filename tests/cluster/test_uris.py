@@ -19,6 +19,16 @@ ACCEPTED = {
     "https://wandb.ai/acme/foraging/artifacts/model/policy/v3/files": WandbArtifact(
         "acme", "foraging", "policy", "v3"
     ),
+    "acme/my project/policy of mine:best": WandbArtifact(
+        "acme", "my project", "policy of mine", "best"
+    ),
+    "https://WANDB.ai/acme/my%20project/runs/x1y2z3?nw=me&name=ckpt-%2A": WandbRun(
+        "acme", "my project", "x1y2z3", "ckpt-*"
+    ),
+    "acme/foraging/x1y2z3?name=ckpt-*": WandbRun("acme", "foraging", "x1y2z3", "ckpt-*"),
+    "org/wandb-registry-model/forager": WandbArtifact(
+        "org", "wandb-registry-model", "forager", "latest"
+    ),
     "acme/foraging/policy:v3": WandbArtifact("acme", "foraging", "policy", "v3"),
     "acme/foraging/my.run_1:latest": WandbArtifact("acme", "foraging", "my.run_1", "latest"),
     "wandb://acme/foraging/policy:best": WandbArtifact("acme", "foraging", "policy", "best"),
@@ -53,7 +63,10 @@ def test_a_uri_means_one_place(text, place, monkeypatch):
         "acme/foraging/",
         "acme//x1y2z3",
         "acme/foraging/policy:v3:v4",
-        "acme/foraging/pol icy",
+        "acme/foraging/ x1",
+        "~nobody-of-that-name/x.pt",
+        "http://[::1/acme/foraging/runs/x",
+        "x" * 5000,
         "acme/foraging/x\x00",
         "zoo:",
         "zoo:../x",
@@ -92,6 +105,24 @@ def test_credentials_in_an_address_are_refused_and_not_repeated():
     with pytest.raises(ValueError, match="credentials") as refusal:
         parse_uri("s3://AKIDEXAMPLE:c4n4ry@bucket/key")
     assert "c4n4ry" not in str(refusal.value)
+
+
+def test_credentials_in_a_web_address_are_refused_and_not_repeated(monkeypatch):
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    with pytest.raises(ValueError, match="credentials") as refusal:
+        parse_uri("https://me:c4n4ry@wandb.ai/acme/foraging/runs/x")
+    assert "c4n4ry" not in str(refusal.value)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://me:c4n4ry@wandb.ai")
+    with pytest.raises(ValueError, match="WANDB_BASE_URL holds credentials") as refusal:
+        parse_uri("https://wandb.ai/acme/foraging/runs/x")
+    assert "c4n4ry" not in str(refusal.value)
+
+
+def test_the_server_of_the_settings_file_is_known(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://own.example\nnote = 100%\n")
+    assert parse_uri("https://own.example/acme/p/runs/x") == WandbRun("acme", "p", "x")
 
 
 def test_a_legacy_address_without_an_entity_says_what_to_set(monkeypatch):

@@ -197,7 +197,7 @@ class WandbModel:
             ),
             "fileCount": lambda: len(run["_files"]),
             "outputArtifacts": lambda after=None, first=None: _connection(
-                run["_outputs"], after, first
+                [one for one in run["_outputs"] if one["state"] == "COMMITTED"], after, first
             ),
             "inputArtifacts": lambda after=None, first=None: _connection(
                 run["_inputs"], after, first

@@ -1,5 +1,6 @@
 """The main job as a user runs it: policies of a W&B run, a store on S3, a mirror on W&B, in processes of their own."""
 
+import base64
 import os
 import subprocess
 import sys
@@ -145,7 +146,11 @@ def test_policies_of_a_wandb_run_in_a_store_on_s3_give_the_findings_of_the_files
 
     # no secret leaves the environment
     assert watch.found == set()
-    secrets = (WANDB_CANARY.encode(), S3_CANARY.encode())
+    secrets = (
+        WANDB_CANARY.encode(),
+        base64.b64encode(f"api:{WANDB_CANARY}".encode()),
+        S3_CANARY.encode(),
+    )
     told = {
         "stdout": job.stdout.encode(),
         "stderr": job.stderr.encode(),

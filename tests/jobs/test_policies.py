@@ -41,14 +41,14 @@ def test_a_run_of_wandb_is_shown_with_its_card_and_then_fetched(
     card = shown(run)
     assert card["run"] == "brave-fox"
     assert card["checkpoints"] == "2: policy:v0, policy:v1"
-    assert card["run.config"] == "{'lr': 0.003}"
+    assert card["run.config.lr"] == "0.003"
     assert card["run.tags"] == "['trained']"
-    assert card["run.summary"] == "{'return': 1.5}"
+    assert card["run.summary.return"] == "1.5"
     assert card["checkpoint"] == "policy:v1"
     assert card["training step"] == "20"
     assert card["policy"] == bundle(20).policy_id
     assert "lstm.h [4]" in card["sites"]
-    assert card["source.artifact"] == "acme/foraging/policy:v1"
+    assert card["source.agent_step"] == "20"
 
     store = str(tmp_path / "store")
     main(["policies", "fetch", run, "--checkpoints", "20:", "--store", store])
@@ -66,7 +66,7 @@ def test_a_network_of_another_time_says_how_it_understands_a_world(
     path = tmp_path / "model_200.pt"
     torch.save(FlatNetwork(flat(recurrent=True)).state_dict(), path)
     card = shown(str(path), "--world", "forage")
-    assert card["training step"] == "200"
+    assert card["training step"] == "not told; place 200 in its run"
     assert card["actions"] == "6, without names"
     assert "move_north = logit 1" in card["in forage: actions"]
     assert "by position" in card["in forage: actions"]

@@ -1,6 +1,8 @@
 """The mirror on W&B: what it shows, and that no failure of the server costs what could not be repaired."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from cluster.tracking import letters, mirror
 from cluster.tracking.access import WandbError
 from cluster.tracking.letters import Letter, OutgoingArtifact, ShownTable
 from cluster.tracking.mirror import Mirror, deliver_pending
+from cluster.tracking.service import WandbService
 from jobs.sync import main as sync
 from tests.conftest import WANDB_CANARY
 from tests.fakes.wandb_server import Fault, WandbServer
@@ -203,7 +206,7 @@ def test_a_failing_server_leaves_letters_that_are_delivered_later(
 
 def test_a_lost_receipt_makes_nothing_double(wandb_server: WandbServer, filled: Store) -> None:
     assert mirrored(filled) == "wandb: synced"
-    for key in filled.list("mirror/demo/sent"):
+    for key in filled.list("studies/demo/mirror/sent"):
         filled.local_path(key).unlink()
     assert mirrored(filled) == "wandb: synced"
     assert len(wandb_server.model.versions("d-1")) == 1
@@ -215,7 +218,7 @@ def test_without_a_key_there_is_no_mirror(
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
     assert mirrored(filled) == "wandb: off (no key)"
-    assert filled.list("mirror") == []
+    assert filled.list("studies/demo/mirror") == []
     assert wandb_server.requests == []
     with pytest.raises(ValueError, match=r"--wandb online: no key for 127\.0\.0\.1"):
         mirrored(filled, "online")
@@ -232,7 +235,7 @@ def test_online_refuses_to_begin_without_a_server(
 
 def test_disabled_says_so_and_leaves_nothing(wandb_server: WandbServer, filled: Store) -> None:
     assert mirrored(filled, "disabled") == "wandb: disabled"
-    assert filled.list("mirror") == []
+    assert filled.list("studies/demo/mirror") == []
 
 
 def test_the_key_is_in_no_file_of_the_store(wandb_server: WandbServer, filled: Store) -> None:
@@ -244,10 +247,96 @@ def test_the_key_is_in_no_file_of_the_store(wandb_server: WandbServer, filled: S
 def test_a_damaged_letter_is_named_and_holds_up_nothing(
     wandb_server: WandbServer, filled: Store
 ) -> None:
-    filled.create("mirror/demo/00-l-1.json", b'{"study": "demo"}')
+    filled.replace("studies/demo/mirror/00-s-1.json", b'{"study": "demo"}')
     with opened(filled) as (found, _):
         found.post(STUDY)
         assert found.close() == "wandb: pending (1)"
         assert found.reason is not None
-        assert "mirror/demo/00-l-1.json: not a letter" in found.reason
+        assert "studies/demo/mirror/00-s-1.json: not a letter" in found.reason
     check_whole(wandb_server)
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("dryrun", "wandb: pending (4)"),
+        (" OFFLINE", "wandb: pending (4)"),
+        ("disabled", "wandb: disabled"),
+    ],
+)
+def test_the_mode_of_the_environment_is_obeyed_as_the_client_understands_it(
+    wandb_server: WandbServer,
+    filled: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    line: str,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", said)
+    assert mirrored(filled) == line
+    assert wandb_server.requests == []
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    with pytest.raises(ValueError, match="WANDB_MODE is 'onlin'"):
+        mirrored(filled)
+
+
+def test_rows_that_come_too_fast_leave_no_hole(
+    wandb_server: WandbServer, filled: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "MAX_WAITING", 5)
+    curve = tuple({"step": step, "fvu": 1.0 / step} for step in range(1, 200))
+    trial = letter("sae", "w-1/0", curve=curve)
+    with opened(filled) as (found, _):
+        for row in curve:
+            found.feed(trial, row)
+        found.post([trial])
+        assert found.close() == "wandb: synced"
+    rows = wandb_server.model.run("sae w-1/0")["_history"]
+    assert [row["_step"] for row in rows] == list(range(1, 200))
+
+
+def test_what_a_study_finds_anew_takes_the_place_of_what_was_not_delivered(
+    wandb_server: WandbServer, filled: Store
+) -> None:
+    with opened(filled, "offline") as (found, _):
+        found.post([letter("report", "demo", summary={"content": "old"})])
+        found.post([letter("report", "demo", summary={"content": "new"})])
+        assert found.close() == "wandb: pending (1)"
+    assert deliver_pending(filled, "demo") == []
+    assert wandb_server.model.run("report demo")["_summary"]["content"] == "new"
+    with opened(filled) as (found, _):
+        found.post([letter("report", "demo", summary={"content": "newest"})])
+        assert found.close() == "wandb: synced"
+    assert wandb_server.model.run("report demo")["_summary"]["content"] == "newest"
+
+
+def test_one_process_at_a_time_delivers_a_study(wandb_server: WandbServer, filled: Store) -> None:
+    with opened(filled) as (first, said), opened(filled) as (second, said_second):
+        assert said == []
+        assert said_second == [
+            "wandb: another process delivers study demo now; this job delivers nothing"
+        ]
+        second.post(STUDY)
+        assert second.close() == "wandb: pending (4)"
+        with pytest.raises(WandbError, match="another process delivers study demo now"):
+            sync(["--store", filled.url])
+        assert first.close() == "wandb: synced"
+    check_whole(wandb_server)
+
+
+def test_a_store_without_letters_is_not_called_synced(
+    wandb_server: WandbServer, store: Store
+) -> None:
+    with pytest.raises(ValueError, match="has nothing to mirror"):
+        sync(["--store", store.url])
+
+
+def test_a_process_that_hangs_is_not_waited_for(wandb_server: WandbServer) -> None:
+    with WandbService() as service:
+        with pytest.raises(FileNotFoundError):
+            service.ask("describe_artifact", path="acme/p/none:v0", deadline_s=60)
+        assert service._process is not None
+        os.kill(service._process.pid, signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(WandbError, match="no answer to describe_artifact within 2 s"):
+            service.ask("describe_artifact", path="x" * 300_000, deadline_s=2)
+        assert time.monotonic() - start < 5

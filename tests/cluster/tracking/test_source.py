@@ -9,7 +9,7 @@ import torch
 
 from cluster import trajectories
 from cluster.store import Store
-from cluster.tracking import source
+from cluster.tracking import letters, source
 from cluster.tracking.access import WandbError
 from cluster.tracking.service import WandbService
 from cluster.trajectories import Trajectory, open_run
@@ -101,7 +101,7 @@ def test_a_run_is_the_trajectory_of_its_model_artifacts(
     ]
     card = run.checkpoints[-1]
     assert card.world == "forage"
-    assert card.source["metadata"]["artifact"] == "acme/foraging/policy:v2"
+    assert card.source["origin"]["artifact"] == "acme/foraging/policy:v2"
     assert card.source["run"]["config"] == {"lr": 0.003}
     # the same again asks for no file
     downloads = wandb_server.count("GET /storage")
@@ -146,7 +146,7 @@ def test_an_alias_names_one_version_and_is_pinned(
 ) -> None:
     log_run(RUN, [checkpoint(tmp_path, 10), checkpoint(tmp_path, 20)])
     (found,) = list_checkpoints(store, "wandb://acme/foraging/policy:latest").checkpoints
-    assert found.metadata["artifact"] == "acme/foraging/policy:v1"
+    assert found.label == "policy:v1"
     assert open_run(store, "acme/foraging/policy:v0").checkpoints[0].step == 10
 
 
@@ -227,3 +227,71 @@ def test_many_that_ask_at_once_download_once(
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(ask, range(8))) == {bundle(10).weights}
     assert wandb_server.count("GET /storage/") == 1 + 3  # its manifest and its three files
+
+
+def test_two_policies_of_one_run_are_not_mixed(
+    wandb_server: WandbServer, store: Store, tmp_path: Path
+) -> None:
+    log_run(
+        RUN,
+        [checkpoint(tmp_path, step, name=name) for name in ("prey", "fox") for step in (10, 20)],
+    )
+    with pytest.raises(
+        ValueError, match=rf"logged 2 policies: fox, prey; choose .*{RUN}\?name=fox"
+    ):
+        list_checkpoints(store, RUN)
+    found = list_checkpoints(store, f"{RUN}?name=prey*").checkpoints
+    assert [one.label for one in found] == ["prey:v0", "prey:v1"]
+
+
+def test_a_first_version_of_unknown_step_is_not_an_untrained_policy(
+    wandb_server: WandbServer, store: Store, tmp_path: Path
+) -> None:
+    files = dict(checkpoint(tmp_path, 10).files)
+    Path(files["card.json"]).write_bytes(json.dumps({"world": "forage"}).encode())
+    log_run(RUN, [Logged(name="policy", files=files, metadata={"note": "x"})])
+    run = open_run(store, RUN)
+    assert run.checkpoints[0].step == 0
+    assert run.untrained is None
+
+
+def test_references_are_not_followed(
+    wandb_server: WandbServer, store: Store, tmp_path: Path
+) -> None:
+    log_run(RUN, [checkpoint(tmp_path, 10)])
+    secret = tmp_path / "secret.txt"
+    secret.write_text("TOP SECRET")
+    model = wandb_server.model
+    (artifact,) = model.versions("policy")
+    place = artifact["_manifest"]["file"]["storagePath"]
+    manifest = json.loads(model.blobs[place])
+    manifest["contents"]["extra"] = {"digest": "x", "ref": f"file://{secret}", "size": 10}
+    model.blobs[place] = json.dumps(manifest).encode()
+    with pytest.raises(WandbError, match="'extra' is a reference to another place"):
+        open_run(store, RUN)
+    kept = [path for path in Path(store.workspace("wandb")).rglob("*") if path.is_file()]
+    assert not any(b"TOP SECRET" in path.read_bytes() for path in kept)
+
+
+def test_a_record_of_a_download_that_was_cut_short_is_not_trusted(
+    wandb_server: WandbServer, store: Store, tmp_path: Path
+) -> None:
+    log_run(RUN, [checkpoint(tmp_path, 10)])
+    first = open_run(store, RUN)
+    for record in store.workspace("wandb").rglob("verified.json"):
+        record.write_bytes(b'{"weights')
+    assert open_run(store, RUN) == first
+
+
+def test_a_file_cannot_claim_where_it_came_from(store: Store, tmp_path: Path) -> None:
+    files = dict(checkpoint(tmp_path, 10).files)
+    folder = Path(files["card.json"]).parent
+    claim = {"step": 10, "world": "forage", "artifact": "victim/p/x:v0", "server": "api.wandb.ai"}
+    (folder / "card.json").write_text(
+        json.dumps({**claim, "origin": {"artifact": "victim/p/x:v0"}})
+    )
+    run = open_run(store, str(folder))
+    assert run.checkpoints[0].source["origin"] is None
+    written = letters.policies_letter(store, "demo", run)
+    assert written.uses == ()
+    assert len(written.logs) == 1
