@@ -69,4 +69,9 @@ def make(name: str) -> nn.Module:
         raise ValueError(
             f"factory {name}: it returned a {type(module).__name__}, wanted a torch.nn.Module"
         )
+    if any("forward" in vars(part) for part in module.modules()):
+        raise ValueError(
+            f"factory {name}: a part of its module has a `forward` of its own, as if the module had been handed out "
+            "before; make a new module at every call"
+        )
     return module.float().cpu().eval()

@@ -13,6 +13,7 @@ Layers = Annotated[int, Field(ge=1, le=64)]
 """Recurrent layers: more would take for ever to build."""
 Cells = Annotated[int, Field(ge=1, le=16)]
 """Rows or columns of an agent's window: a location is told by half a byte each."""
+Tokens = Annotated[int, Field(ge=1, le=4096)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Index = Annotated[int, Field(ge=0, le=1 << 20)]
 Name = Annotated[str, Field(max_length=200)]

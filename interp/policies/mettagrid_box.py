@@ -21,14 +21,25 @@ value           value estimate                        [R, 1]
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
-from interp.policies.fields import Cells, Index, Layers, Name, Names, Width, parse
+from interp.policies.fields import (
+    Byte,
+    Cells,
+    Index,
+    Layers,
+    Name,
+    Names,
+    Tokens,
+    Width,
+    parse,
+)
 from interp.policies.placement import place
 from interp.policies.policy import State, Step
 from interp.policies.policy_file import PolicyFile
@@ -41,12 +52,26 @@ FAMILY = "mettagrid-box"
 _CONVOLUTIONS = ("cnn1", "cnn2")
 
 
+Padding = Annotated[int, Field(ge=0, le=16)]
+_KINDS = {
+    "cnn1._net.1": "ReLU",
+    "cnn2._net.1": "ReLU",
+    "fc1._net.1": "ReLU",
+    "encoded_obs._net.1": "ReLU",
+    "critic_1._net.1": "Tanh",
+    "actor_1._net.1": "ReLU",
+    "_core_._net": "LSTM",
+    "_action_": "MettaActorSingleHead",
+}
+"""Class of each part whose tensors do not tell what it does."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convolution:
     channels: Width
     kernel: tuple[Cells, Cells]
     stride: tuple[Cells, Cells]
-    padding: tuple[Index, Index]
+    padding: tuple[Padding, Padding]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +80,7 @@ class BoxArchitecture:
 
     window_rows: Cells
     window_cols: Cells
-    num_tokens: Width
+    num_tokens: Tokens
     features: Mapping[Name, Index]
     """Feature name -> channel of the box."""
     norms: tuple[float, ...]
@@ -81,6 +106,21 @@ class BoxArchitecture:
     def __post_init__(self) -> None:
         if any(channel >= len(self.norms) for channel in self.features.values()):
             raise ValueError(f"a feature in a channel that is none of the {len(self.norms)}")
+        rows, cols = self.window_rows, self.window_cols
+        for one in self.convolutions:
+            rows, cols = (
+                (size + 2 * padding - kernel) // stride + 1
+                for size, padding, kernel, stride in zip(
+                    (rows, cols), one.padding, one.kernel, one.stride, strict=True
+                )
+            )
+            if rows < 1 or cols < 1:
+                raise ValueError("a window that is too small for the convolutions")
+        if self.flat != rows * cols * self.convolutions[1].channels:
+            raise ValueError(
+                f"convolutions that leave {rows} x {cols} cells of such a window, where the next layer reads "
+                f"{self.flat} numbers"
+            )
         if 0 in self.norms:
             raise ValueError("a norm of 0, by which values are divided")
         if len(self.action_rows) != len(self.action_names):
@@ -112,6 +152,7 @@ def recognise(file: PolicyFile) -> BoxArchitecture | None:
     tensors = file.tensors
     if not {"components.cnn1._net.0.weight", "components._action_.W"} <= tensors.keys():
         return None
+    _check_kinds(file)
     shape = {name.removeprefix("components."): tuple(one.shape) for name, one in tensors.items()}
     try:
         architecture = BoxArchitecture(
@@ -149,6 +190,16 @@ def recognise(file: PolicyFile) -> BoxArchitecture | None:
     return architecture
 
 
+def _check_kinds(file: PolicyFile) -> None:
+    """Raises ValueError if the file names another class for a part than the one that is rebuilt here."""
+    for path, wanted in _KINDS.items():
+        found = file.modules.get(f"components.{path}", "no class").rpartition(".")[2]
+        if found != wanted:
+            raise ValueError(
+                f"a convolutional mettagrid policy of 2025 whose {path} is of {found}; only {wanted} is known there"
+            )
+
+
 def _told(file: PolicyFile, field: str) -> Any:  # noqa: ANN401 - any JSON
     if file.metadata.get(field) is None:
         raise ValueError(
@@ -159,12 +210,19 @@ def _told(file: PolicyFile, field: str) -> Any:  # noqa: ANN401 - any JSON
 
 
 def _actions(file: PolicyFile) -> dict[str, Any]:
-    names = [
-        f"{name}_{argument}"
-        for name, largest in zip(
-            _told(file, "action_names"), _told(file, "action_max_params"), strict=True
+    """Names of actions with their arguments, and their rows in the table of embeddings."""
+    kinds = TypeAdapter(Names).validate_python(tuple(_told(file, "action_names")))
+    largest = TypeAdapter(tuple[Byte, ...]).validate_python(
+        tuple(_told(file, "action_max_params")), strict=True
+    )
+    if len(kinds) != len(largest):
+        raise ValueError(
+            f"action_names are {len(kinds)} but action_max_params {len(largest)}; wanted one of each"
         )
-        for argument in range(largest + 1)
+    names = [
+        f"{kind}_{argument}"
+        for kind, most in zip(kinds, largest, strict=True)
+        for argument in range(most + 1)
     ]
     rows = file.tensors["components._action_embeds_.active_indices"].tolist()
     return {"action_names": tuple(names), "action_rows": tuple(rows)}

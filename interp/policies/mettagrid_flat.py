@@ -5,7 +5,9 @@ an LSTM or none.
     y = LSTM(x)  or  x
 
 Facts: mettagrid/policy/lstm.py and stateless.py of mettagrid 0.26, and cogames of 2025-09, whose network also carries a
-layer `decoder` that it never reads. The files name neither features nor actions.
+layer `decoder` that it never reads. The files name neither features nor actions, nor do they tell their date: before
+2026-01-09 what held everywhere was told at the agent's own cell, and is told at 0xFE since. A file with a `decoder` is
+of the earlier kind; any other is shown tokens as they are today.
 
 encoder     x                                    [R, hidden]
 lstm.c      the cell state after the step        [R, hidden]  an edit persists and first shows one step later
@@ -25,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interp.policies.fields import Width, parse
+from interp.policies.fields import Tokens, Width, parse
 from interp.policies.policy import State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recurrent import initial_memory, memory_sites, remember
@@ -40,7 +42,7 @@ FAMILY = "mettagrid-flat"
 class FlatArchitecture:
     """All that is needed, besides the weights, to run the network."""
 
-    num_tokens: Width
+    num_tokens: Tokens
     hidden: Width
     num_actions: Width
     recurrent: bool
@@ -130,7 +132,9 @@ class FlatNetwork(TokenNetwork):
     @property
     def language(self) -> TokenLanguage:
         return TokenLanguage(
-            num_tokens=self.architecture.num_tokens, num_actions=self.architecture.num_actions
+            num_tokens=self.architecture.num_tokens,
+            num_actions=self.architecture.num_actions,
+            is_global_central=self.architecture.decoder,
         )
 
     @property

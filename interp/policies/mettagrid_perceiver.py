@@ -7,8 +7,8 @@ tokens become Fourier features, a few latents attend to them, and an LSTM rememb
 
 Facts: metta's agent/components of 2025-10 and 2025-12 (obs_shim, obs_tokenizers, obs_enc, lstm, cortex, misc, actor). A
 "cortex" of one column with one LSTM that passes through is that LSTM; any other is refused. Locations count from 0 to
-10, and what held everywhere was told at the agent's own cell. No file names the actions, and an `.mpt` not the features
-either.
+10; x was the row in files of 2025-10 and the column in those of 2025-12. What held everywhere was told at the agent's
+own cell. No file names the actions, and an `.mpt` not the features either.
 
 encoder     x                                    [R, latent]
 lstm.c      the cell state after the step        [R, hidden]  an edit persists and first shows one step later
@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from interp.policies.fields import Byte, Layers, Name, Width, Widths, parse
+from interp.policies.fields import Byte, Layers, Name, Tokens, Width, Widths, parse
 from interp.policies.placement import place
 from interp.policies.policy import State, Step
 from interp.policies.policy_file import PolicyFile
@@ -55,7 +55,7 @@ class PerceiverArchitecture:
 
     prefix: Prefix
     """What the names of all tensors begin with."""
-    max_tokens: Width
+    max_tokens: Tokens
     feature_embedding: Width
     num_frequencies: Width
     num_latents: Width
@@ -82,6 +82,11 @@ class PerceiverArchitecture:
             raise ValueError(
                 f"num_heads is {self.num_heads}, wanted a divisor of the width of the latents, {self.latent}"
             )
+
+    @property
+    def x_is_column(self) -> bool:
+        """Until 2025-11-13 x was the row. Files tell no date, but ten days before their tensors got another prefix."""
+        return self.prefix == "_sequential_network.module"
 
     def to_json(self) -> dict[str, Any]:
         return {"family": FAMILY, **asdict(self)}
@@ -166,7 +171,7 @@ def _kind(component: Mapping[str, Any]) -> str:
 
 
 def _check_options(by_name: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ValueError on an option that this network does not have; KeyError on a part that it must have."""
+    """Raises ValueError on an option or a wiring that this network does not have; KeyError on a part that it lacks."""
     wanted: dict[str, dict[str, Any]] = {
         "obs_perceiver_latent": {"pool": "mean", "use_mask": True},
         "actor_mlp": {"nonlinearity": "ReLU", "output_nonlinearity": None},
@@ -177,6 +182,17 @@ def _check_options(by_name: Mapping[str, Mapping[str, Any]]) -> None:
         if found != options:
             raise ValueError(
                 f"a perceiver policy of mettagrid whose {name} has {found}; only {options} is known"
+            )
+    memory = by_name["cortex" if "cortex" in by_name else "lstm"]
+    for name, source in (
+        (memory["name"], by_name["obs_perceiver_latent"]),
+        ("actor_mlp", memory),
+        ("critic", memory),
+    ):
+        if by_name[name].get("in_key") != source.get("out_key"):
+            raise ValueError(
+                f"a perceiver policy of mettagrid whose {name} reads {by_name[name].get('in_key')!r}; only the output "
+                f"of {source['name']}, {source.get('out_key')!r}, is known there"
             )
     if "cortex" not in by_name:
         if by_name["lstm"]["num_layers"] != 1:
@@ -339,9 +355,11 @@ class PerceiverNetwork(TokenNetwork):
         is_padding_RN = location == PADDING
         norm = self._at("obs_shim_tokens.func.attr_val_normer").get_buffer("_norm_factors")
         frequencies = self._at("obs_attr_embed_fourier.func").get_buffer("frequencies")
+        row, column = location >> 4, location & 15
+        first, second = (column, row) if self.architecture.x_is_column else (row, column)
         x, y = (
             (part.float() / (WINDOW - 1) * 2 - 1)[..., None] * frequencies
-            for part in (location >> 4, location & 15)
+            for part in (first, second)
         )
         value = (tokens[..., 2].float() / norm[feature])[..., None]
         embedded = self._part["embeddings"](feature)

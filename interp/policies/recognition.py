@@ -12,6 +12,7 @@ from interp.policies.policy_file import PolicyFile
 from interp.worlds.world import WorldSpec
 
 logger = logging.getLogger(__name__)
+_UNLIKE = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError)
 
 
 def recognise(
@@ -31,7 +32,10 @@ def recognise(
     if bundle is not None:
         return bundle
     for family in FAMILIES:
-        architecture = family.recognise(file)
+        try:
+            architecture = family.recognise(file)
+        except _UNLIKE as error:  # what a reader took for granted of such files
+            raise ValueError(f"nearly {family.about}, but not quite: {error!r}") from error
         if architecture is not None:
             for misfit in misfits:
                 logger.warning("read as a policy of family %s: %s", family.name, misfit)

@@ -115,7 +115,7 @@ def architecture_of(file: PolicyFile) -> Sb3RecurrentArchitecture:
         critic=critic,
         policy_layers=_layer_widths(tensors, "policy_net"),
         value_layers=_layer_widths(tensors, "value_net"),
-        activation=_activation(file.metadata),
+        activation=_activation(file),
     )
     with torch.device("meta"):  # shapes only
         expected = Sb3RecurrentPolicy(architecture).state_dict()
@@ -160,9 +160,15 @@ def _layer_widths(tensors: Mapping[str, Tensor], net: str) -> tuple[int, ...]:
     return tuple(widths)
 
 
-def _activation(metadata: Mapping[str, Any]) -> Activation:
-    """From the plain text that sb3 leaves beside its pickles; tanh, sb3's default, if it says nothing."""
-    said = _text(metadata, "policy_kwargs", "activation_fn")
+def _activation(file: PolicyFile) -> Activation:
+    """From the plain text that sb3 leaves beside its pickles; tanh, sb3's default, if that names none."""
+    said = _text(file.metadata, "policy_kwargs", "activation_fn")
+    has_layers = any(name.startswith("mlp_extractor.") for name in file.tensors)
+    if said is None and file.format != "sb3" and has_layers:
+        raise ValueError(
+            "an sb3 policy without what sb3 saves beside it: its tensors do not tell the activation between its "
+            "layers; give the whole zip of model.save()"
+        )
     if said is None:
         return "tanh"
     for name, kind in _ACTIVATIONS.items():

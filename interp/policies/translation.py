@@ -5,7 +5,8 @@ time: what is translated is what goes in (tokens) and what comes out (logits), b
 
 Tokens    A feature of the world becomes the network's feature of the same name, or of the name that it had then. What
           the network never knew is left out, and what the world lacks is never seen. Windows of other sizes are centred
-          on each other. Without names, feature bytes are taken as they are.
+          on each other. A feature whose values number things (tags, actions) is left out: their order was another.
+          Without names, feature bytes are taken as they are.
 Actions   An action of the world gets the logit of the network's action of the same name, or of what came nearest to it
           then. One without a counterpart is never chosen. Without names, the first logits are the world's actions.
 """
@@ -38,6 +39,8 @@ EARLIER_ACTIONS: Mapping[str, tuple[str, ...]] = {
 }
 """Action of today -> what came nearest to it. An agent of 2025 turned (up, down, left, right) and then stepped; today's
 steps in a direction, which is taken for the turn."""
+NUMBERING = ("tag", "last_action", "last_action_arg", "vibe", "goal")
+"""Features whose values number things of their world, in an order of that world: equal names mean nothing."""
 NEVER = -1e9
 """Logit of an action that the network does not have: far below what sampling noise can lift, and still finite."""
 GLOBAL, PADDING = 0xFE, 0xFF
@@ -53,6 +56,8 @@ class TokenLanguage:
     window_rows: int | None = None
     window_cols: int | None = None
     """Cells of its window, whose middle told what holds everywhere; None if it reads locations as they are."""
+    is_global_central: bool = False
+    """Whether it was told in the middle what holds everywhere, if it reads other locations as they are."""
     features: Mapping[str, int] | None = None
     """Feature name -> feature byte; None if its file tells no names."""
     actions: tuple[str, ...] | None = None
@@ -178,14 +183,23 @@ class Translation:
     @property
     def _is_plain(self) -> bool:
         """Whether the network takes tokens as they are."""
-        return self.features is None and self.language.window_rows is None
+        language = self.language
+        return (
+            self.features is None
+            and language.window_rows is None
+            and not language.is_global_central
+        )
 
     @cached_property
     def _locations(self) -> UInt8[np.ndarray, "256"]:
         """Location byte of the world -> of the network."""
         rows, cols = self.language.window_rows, self.language.window_cols
         if rows is None or cols is None:
-            return np.arange(256, dtype=np.uint8)
+            table = np.arange(256, dtype=np.uint8)
+            if self.language.is_global_central:
+                middle = self.vocabulary.window_rows // 2 << 4 | self.vocabulary.window_cols // 2
+                table[GLOBAL] = middle
+            return table
         table = np.full(256, PADDING, np.uint8)
         for row in range(self.vocabulary.window_rows):
             for col in range(self.vocabulary.window_cols):
@@ -213,10 +227,11 @@ def _matching_features(
     own = language.features
     if own is None:
         return None
-    exact = {feature: feature for feature in vocabulary.features if feature in own}
+    readable = [feature for feature in vocabulary.features if feature not in NUMBERING]
+    exact = {feature: feature for feature in readable if feature in own}
     taken = set(exact.values())
     found = dict(exact)
-    for feature in vocabulary.features:
+    for feature in readable:
         for earlier in EARLIER_FEATURES.get(feature, ()):
             if feature not in found and earlier in own and earlier not in taken:
                 found[feature] = earlier

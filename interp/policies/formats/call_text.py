@@ -81,7 +81,9 @@ def _value(expression: ast.expr, *, depth: int) -> Any:  # noqa: ANN401 - any JS
 
 
 def _number(number: int | float) -> int | float:
-    if not math.isfinite(number) or abs(number) >= 2**63:
+    if abs(number) >= 2**63 or not math.isfinite(
+        number
+    ):  # in this order: whole numbers may exceed any float
         raise ValueError("a number beyond measure, wanted a finite one below 2^63")
     return number
 

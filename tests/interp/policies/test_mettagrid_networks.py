@@ -1,6 +1,7 @@
 """mettagrid's networks of each era, from tensors made here, against straightforward copies of what they computed."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -180,9 +181,10 @@ def reference_perceiver(
 ) -> tuple[Tensor, Tensor]:
     prefix = next(name for name in w if name.endswith("latents")).split(".obs_perceiver")[0]
     w = {name.removeprefix(f"{prefix}."): one for name, one in w.items()}
+    is_late = prefix.startswith("_")  # of 2025-12, when x had become the column
     encoded = torch.stack(
         [
-            torch.stack([one_latent(w, tokens) for tokens in observation_R])
+            torch.stack([one_latent(w, tokens, rows_first=not is_late) for tokens in observation_R])
             for observation_R in observation_TR
         ]
     )
@@ -197,15 +199,14 @@ def reference_perceiver(
     return linear(w, "actor_head.func._module.module", hidden), value[..., 0]
 
 
-def one_latent(w: Mapping[str, Tensor], tokens: np.ndarray) -> Tensor:
+def one_latent(w: Mapping[str, Tensor], tokens: np.ndarray, *, rows_first: bool) -> Tensor:
     """The perceiver of one row: only the tokens that are there, attended to head by head."""
     norms = w["obs_shim_tokens.func.attr_val_normer._norm_factors"]
     embeddings = w["obs_attr_embed_fourier.func._attr_embeds.weight"]
     features = []
     for location, feature, value in tokens[tokens[:, 0] != 255]:
-        x, y = (
-            (int(c) / 10 * 2 - 1) * torch.tensor([1.0, 2.0]) for c in (location >> 4, location & 15)
-        )
+        cell = (location >> 4, location & 15) if rows_first else (location & 15, location >> 4)
+        x, y = ((int(c) / 10 * 2 - 1) * torch.tensor([1.0, 2.0]) for c in cell)
         scalar = torch.tensor([float(value)]) / norms[int(feature)]
         features.append(
             torch.cat([embeddings[int(feature)], x.cos(), x.sin(), y.cos(), y.sin(), scalar])
@@ -333,8 +334,25 @@ def test_a_network_plays_in_a_world_of_today(name: str) -> None:
 # --- which network is it?
 
 
+BOX_CLASSES = {
+    **{
+        f"components.{name}._net.1": "torch.nn.ReLU"
+        for name in ("cnn1", "cnn2", "fc1", "encoded_obs", "actor_1")
+    },
+    "components.critic_1._net.1": "torch.nn.modules.activation.Tanh",
+    "components._core_._net": "torch.nn.LSTM",
+    "components._action_": "metta.agent.lib.actor.MettaActorSingleHead",
+}
+
+
 def file_of(made: TokenNetwork, **metadata: Any) -> PolicyFile:
-    return PolicyFile(format="test", sha256="0", tensors=made.state_dict(), metadata=metadata)
+    return PolicyFile(
+        format="test",
+        sha256="0",
+        tensors=made.state_dict(),
+        modules=BOX_CLASSES if isinstance(made, BoxNetwork) else {},
+        metadata=metadata,
+    )
 
 
 def told_of_box(**changes: Any) -> dict[str, Any]:
@@ -408,6 +426,26 @@ def test_a_box_network_whose_file_does_not_tell_its_world_is_refused(missing: st
         mettagrid_box.recognise(file_of(network("box"), **told_of_box(**{missing: None})))
 
 
+@pytest.mark.parametrize("path", BOX_CLASSES)
+def test_a_part_of_another_class_is_refused(path: str) -> None:
+    file = file_of(network("box"), **told_of_box())
+    with pytest.raises(ValueError, match=rf"{path.removeprefix('components.')} is of Sigmoid"):
+        mettagrid_box.recognise(replace(file, modules={**BOX_CLASSES, path: "torch.nn.Sigmoid"}))
+
+
+def test_claims_about_actions_cost_nothing() -> None:
+    for largest in ([0, 2_000_000_000], [0], [0, "1"], None):
+        with pytest.raises(ValueError, match=r"action|valid"):
+            recognise(file_of(network("box"), **told_of_box(action_max_params=largest)))
+
+
+def test_a_perceiver_that_is_wired_otherwise_is_refused() -> None:
+    told = told_of_perceiver()
+    told["architecture"]["components"][-1]["in_key"] = "obs_latent_attn"
+    with pytest.raises(ValueError, match="whose critic reads 'obs_latent_attn'"):
+        mettagrid_perceiver.recognise(file_of(network("perceiver"), **told))
+
+
 def test_a_convolution_of_another_kind_is_refused() -> None:
     told = told_of_box()
     told["attributes"]["components.cnn2._net.0"]["dilation"] = [2, 2]
@@ -471,6 +509,6 @@ def test_a_tensor_of_the_wrong_shape_is_named(name: str) -> None:
     } or {key: one for key, one in made.state_dict().items() if key.endswith("value_head.weight")}
     (wrong,) = weights
     tensors = {**made.state_dict(), wrong: torch.zeros(3, weights[wrong].shape[1])}
-    file = PolicyFile(format="test", sha256="0", tensors=tensors, metadata=TOLD.get(name, dict)())
+    file = replace(file_of(made, **TOLD.get(name, dict)()), tensors=tensors)
     with pytest.raises(ValueError, match=wrong.replace(".", r"\.")):
         recognise(file)

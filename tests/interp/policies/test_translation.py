@@ -89,6 +89,18 @@ def test_tokens_are_cut_or_padded_to_what_the_network_reads() -> None:
     assert (seen[:, 5:] == PADDING).all()
 
 
+def test_what_numbers_things_of_a_world_is_not_carried_to_another() -> None:
+    features = {"tag": 0, "last_action": 1, "inv:heart": 2}
+    language = replace(LANGUAGE, features=features)
+    assert Translation.between(language, world(features)).features == {"inv:heart": "inv:heart"}
+
+
+def test_a_network_of_early_days_hears_in_the_middle_what_holds_everywhere() -> None:
+    early = TokenLanguage(num_tokens=2, num_actions=4, is_global_central=True)
+    seen = Translation.between(early, world(FEATURES)).tokens(tokens((GLOBAL, 9, 1), (0x20, 9, 2)))
+    assert seen[0].tolist() == [[0x11, 9, 1], [0x20, 9, 2]]
+
+
 def test_actions_go_by_name_and_one_without_counterpart_is_never_chosen() -> None:
     translation = Translation.between(LANGUAGE, world(FEATURES))
     logits = translation.logits(torch.tensor([[10.0, 1.0, 2.0, 3.0]]))
