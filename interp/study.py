@@ -101,8 +101,9 @@ class Study:
                     ),
                     **{
                         kind: tuple(content[kind])
-                        for kind in ("concepts", "effects", "lineages", "windows", "figures")
+                        for kind in ("concepts", "effects", "lineages", "windows")
                     },
+                    "figures": tuple(content.get("figures", ())),  # earlier versions named none
                 }
             )
         except (KeyError, TypeError) as error:
