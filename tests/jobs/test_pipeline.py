@@ -1,8 +1,7 @@
 """The main job, end to end and small: what it writes, that actors and batches change nothing, and that it resumes."""
 
 import json
-import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,8 +10,8 @@ import pytest
 from cluster.laboratory import Laboratory
 from cluster.store import Store
 from interp.study import Study
-from jobs.recipes import DemoPipelineConfig, PipelineConfig, TrainedPipelineConfig
-from tests.jobs.small_study import FINDINGS, run_quietly, tables, tiny
+from jobs.recipes import DemoPipelineConfig
+from tests.jobs.small_study import run_quietly, tables, tiny
 
 pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -24,18 +23,6 @@ EFFECT_COLUMNS = (
     "concept latent site mode dose outcome base edited difference lo hi p_value q_value "
     "random_direction_percentile n_episodes"
 ).split()
-
-
-def of_trained(config: DemoPipelineConfig, store: Path, *policies: str) -> TrainedPipelineConfig:
-    """The same study on policies that are opened instead of trained."""
-    shared = {
-        field.name: getattr(config, field.name)
-        for field in fields(PipelineConfig)
-        if field.name != "store"
-    }
-    return TrainedPipelineConfig(
-        **shared, store=str(store), policies=policies, names=("hazard-s0",) * len(policies)
-    )
 
 
 def test_the_study_says_what_it_is_made_of(finished: tuple[DemoPipelineConfig, Study]) -> None:
@@ -98,24 +85,6 @@ def test_one_actor_and_other_batches_give_the_same_bytes(
     left, right = tables(Store.open(config.store)), tables(Store.open(other.store))
     assert left.keys() == right.keys()
     assert [key for key in left if left[key] != right[key]] == []
-
-
-def test_the_same_policies_opened_from_files_give_the_same_findings(
-    finished: tuple[DemoPipelineConfig, Study], tmp_path: Path
-) -> None:
-    config, study = finished
-    store = Store.open(config.store)
-    for policy in study.policies:
-        shutil.copytree(
-            store.local_path(f"policies/{policy.policy_id}"), tmp_path / f"run/step-{policy.step}"
-        )
-    opened = of_trained(config, tmp_path / "store", str(tmp_path / "run"))
-    found = run_quietly(opened)
-    assert [policy.step for policy in found.policies] == [policy.step for policy in study.policies]
-    there = Store.open(opened.store)
-    assert tables(there, FINDINGS) == tables(store, FINDINGS)
-    card = json.loads(there.get(f"policies/{study.policies[-1].policy_id}/card.json"))
-    assert card["source"]["format"] == "bundle"
 
 
 def test_a_second_run_finds_everything(
