@@ -291,6 +291,15 @@ class BoxNetwork(TokenNetwork):
         place(self, f"components.{path}", module)
         self._part[short] = module
 
+    def refresh(self) -> None:
+        """Raises ValueError if the tables among the weights are not those that the architecture was checked for."""
+        rows = self.get_buffer("components._action_embeds_.active_indices").tolist()
+        norms = self.get_buffer("components.obs_normalizer.obs_norm").flatten().tolist()
+        if tuple(rows) != self.architecture.action_rows or tuple(norms) != self.architecture.norms:
+            raise ValueError(
+                f"family {FAMILY}: rows of actions or norms in the weights are not those of the architecture"
+            )
+
     @property
     def language(self) -> TokenLanguage:
         architecture = self.architecture

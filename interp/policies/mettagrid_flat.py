@@ -5,15 +5,17 @@ an LSTM or none.
     y = LSTM(x)  or  x
 
 Facts: mettagrid/policy/lstm.py and stateless.py of mettagrid 0.26, and cogames of 2025-09, whose network also carries a
-layer `decoder` that it never reads. The files name neither features nor actions, nor do they tell their date: before
-2026-01-09 what held everywhere was told at the agent's own cell, and is told at 0xFE since. A file with a `decoder` is
-of the earlier kind; any other is shown tokens as they are today.
+layer `decoder` that it never reads. In every version with that layer an action was a kind and an argument, chosen
+apart: its logits are those of the kinds and then those of the arguments, and no file tells where the first end. The
+files name neither features nor actions, nor do they tell their date: before 2026-01-09 what held everywhere was told at
+the agent's own cell, and is told at 0xFE since. A file with a `decoder` is of the earlier kind; any other is shown
+tokens as they are today.
 
 encoder     x                                    [R, hidden]
 lstm.c      the cell state after the step        [R, hidden]  an edit persists and first shows one step later
 lstm.h      the hidden state after the step      [R, hidden]  an edit reaches the heads now and the memory
 lstm.y      the heads' copy of h                 [R, hidden]  an edit reaches the heads only
-logits      of all actions that it was trained with  [R, num_actions]
+logits      of all actions that it was trained with, or of kinds and arguments  [R, num_actions]
 value       value estimate                       [R, 1]
 
 Without an LSTM `encoder` is what the heads read, and the last two are all there is besides.

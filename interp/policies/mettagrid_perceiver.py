@@ -46,6 +46,7 @@ NUM_FEATURE_BYTES = 256
 Prefix = Literal["network.module", "_sequential_network.module"]
 _PREFIXES: tuple[Prefix, ...] = get_args(Prefix)
 _LATENTS = "obs_perceiver_latent.func.latents"
+_NORMS = "obs_shim_tokens.func.attr_val_normer._norm_factors"
 _LSTMS = {"lstm": "lstm.func.net", "cortex": "cortex.func.stack.blocks.0.experts.0.cell.net"}
 
 
@@ -72,6 +73,8 @@ class PerceiverArchitecture:
     critic: Widths
     """Widths of the layers before the value."""
     num_actions: Width
+    norms: tuple[float, ...]
+    """By feature byte: what a value is divided by. No weight: an untrained copy keeps them."""
     features: Mapping[Name, Byte] | None = None
     """Feature name -> feature byte, if the file tells."""
     positions_cache: Width | None = None
@@ -81,6 +84,10 @@ class PerceiverArchitecture:
         if self.latent % self.num_heads:
             raise ValueError(
                 f"num_heads is {self.num_heads}, wanted a divisor of the width of the latents, {self.latent}"
+            )
+        if len(self.norms) != NUM_FEATURE_BYTES or 0 in self.norms:
+            raise ValueError(
+                f"{len(self.norms)} norms of which {self.norms.count(0)} are 0, wanted {NUM_FEATURE_BYTES} and none"
             )
 
     @property
@@ -142,6 +149,7 @@ def recognise(file: PolicyFile) -> PerceiverArchitecture | None:
             actor=_widths(tensors, "actor_mlp"),
             critic=_widths(tensors, "critic")[:-1],
             num_actions=tensors["actor_head.func._module.module.weight"].shape[0],
+            norms=tuple(map(float, tensors[_NORMS].flatten())),
             features=_features(file),
             positions_cache=None if cache is None else len(cache),
         )
@@ -249,7 +257,8 @@ class PerceiverNetwork(TokenNetwork):
         if architecture.positions_cache is not None:
             cache = torch.arange(architecture.positions_cache)
             self._buffer(f"{shim}.token_pad_striper", "_positions_cache", cache)
-        self._buffer(f"{shim}.attr_val_normer", "_norm_factors", torch.ones(NUM_FEATURE_BYTES))
+        norms = torch.tensor(architecture.norms)
+        self._buffer(f"{shim}.attr_val_normer", "_norm_factors", norms)
         frequencies = 2.0 ** torch.arange(architecture.num_frequencies)
         self._buffer("obs_attr_embed_fourier.func", "frequencies", frequencies)
         embeddings = nn.Embedding(
@@ -312,6 +321,14 @@ class PerceiverNetwork(TokenNetwork):
             shorts.append(short)
             width = outputs
         return shorts
+
+    def refresh(self) -> None:
+        """Raises ValueError if the norms among the weights are not those that the architecture was checked for."""
+        norms = self._at("obs_shim_tokens.func.attr_val_normer").get_buffer("_norm_factors")
+        if tuple(norms.tolist()) != self.architecture.norms:
+            raise ValueError(
+                f"family {FAMILY}: norms in the weights are not those of the architecture"
+            )
 
     @property
     def language(self) -> TokenLanguage:

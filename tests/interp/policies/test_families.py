@@ -148,3 +148,21 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     tensors["actor.bias"][0] = torch.nan
     with pytest.raises(ValueError, match=r"tensor actor\.bias holds NaN"):
         PolicyBundle.of(architecture, tensors).open()
+
+
+@pytest.mark.parametrize(
+    ("family", "table"),
+    [
+        ("mettagrid-box", "components._action_embeds_.active_indices"),
+        ("mettagrid-box", "components.obs_normalizer.obs_norm"),
+        ("mettagrid-perceiver", "_norm_factors"),
+    ],
+)
+def test_tables_among_the_weights_are_those_that_were_checked(family: str, table: str) -> None:
+    architecture, network = SMALL[family]
+    tensors = {
+        name: one * 0 + 77 if name.endswith(table) else one
+        for name, one in network.state_dict().items()
+    }
+    with pytest.raises(ValueError, match="not those of the architecture"):
+        PolicyBundle.of(architecture, tensors).open()

@@ -71,6 +71,7 @@ def perceiver(memory: Literal["lstm", "cortex"] = "lstm") -> PerceiverArchitectu
         actor=(6, 6),
         critic=(5,),
         num_actions=6,
+        norms=(1.0, 30.0, 100.0, *[1.0] * 253),
         features={"type_id": 0, "inv:heart": 2} if memory == "lstm" else None,
         positions_cache=200 if memory == "lstm" else None,
     )
@@ -246,9 +247,6 @@ REFERENCES = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_computes_what_its_makers_computed(name: str) -> None:
     made = network(name)
-    if name in ("perceiver", "cortex"):
-        norms = next(one for key, one in made.named_buffers() if key.endswith("_norm_factors"))
-        norms[:3] = torch.tensor([1.0, 30.0, 100.0])
     observation_TR = observations()
     logits, values = play(made, observation_TR)
     wanted_logits, wanted_values = REFERENCES[name](made.state_dict(), observation_TR)
@@ -276,6 +274,12 @@ def test_a_network_survives_the_store_and_has_an_untrained_copy(name: str) -> No
     assert isinstance(untrained, TokenNetwork)
     assert not torch.allclose(play(untrained, observations())[0], play(made, observations())[0])
     assert untrained.sites == made.sites
+
+
+@pytest.mark.parametrize("norms", [(1.0,) * 255, (0.0, *[1.0] * 255)])
+def test_norms_that_are_too_few_or_zero_are_refused(norms: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"norms of which [01] are 0, wanted 256 and none"):
+        replace(perceiver(), norms=norms)
 
 
 def edited(made: TokenNetwork, site: str) -> Tensor:
@@ -418,6 +422,19 @@ def test_a_network_is_recognised_by_its_tensors(name: str) -> None:
     opened = bundle.open()
     assert isinstance(opened, TokenNetwork)
     torch.testing.assert_close(play(opened, observations()), play(made, observations()))
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_an_untrained_copy_reads_observations_on_the_scale_of_the_file(name: str) -> None:
+    made = network(name)
+    key, norms = next(
+        (key, one)
+        for key, one in made.named_buffers()
+        if key.endswith(("obs_norm", "_norm_factors"))
+    )
+    norms.copy_(torch.arange(2.0, 2.0 + norms.numel()).view_as(norms))
+    untrained = recognise(file_of(made, **TOLD[name]())).untrained(1).open()
+    torch.testing.assert_close(untrained.get_buffer(key), norms, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("missing", ["features", "action_names", "obs_width", "attributes"])
