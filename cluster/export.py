@@ -8,7 +8,8 @@ hf        Parquet below data/, divided into train and test by episode, with a da
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import recordings
+from cluster.notes import Note, silent
 from cluster.recordings import Manifest
 from cluster.staging import Split
 from cluster.store import Store
@@ -25,7 +27,6 @@ from interp.records import LABEL_PREFIX, SITE_PREFIX
 
 Layout = Literal["parquet", "npy", "hf"]
 Precision = Literal["float16", "float32"]
-Note = Callable[[int, int, str], None]
 
 
 def export(
@@ -37,7 +38,7 @@ def export(
     sites: Sequence[str] = (),
     precision: Precision = "float32",
     split: Split,
-    note: Note = lambda _done, _total, _what: None,
+    note: Note = silent,
 ) -> int:
     """Writes a recording into a folder that must not exist yet; the number of rows.
 
@@ -65,18 +66,21 @@ def export(
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    chosen = tuple(sites) or recorded
+    widths = {site: manifest.plan.config["site_widths"][site] for site in sites or recorded}
+    shards = _shards(store, manifest, note)
     match layout:
         case "parquet":
-            _write_parquet(store, manifest, partial, chosen, precision, note)
+            _write_parquet(shards, partial, widths, precision)
         case "npy":
-            _write_npy(store, manifest, partial, chosen, precision, note)
+            _write_npy(shards, partial, widths, precision, num_rows=manifest.rows)
         case "hf":
-            _write_hf(store, manifest, partial, chosen, precision, split, note)
+            total = len(manifest.receipts)
+            rows = _write_hf(shards, partial, widths, precision, split, total=total)
+            (partial / "README.md").write_text(_card(manifest, widths, rows, split))
     about = {
         "recording": recording_id,
         "rows": manifest.rows,
-        "sites": {site: manifest.plan.config["site_widths"][site] for site in chosen},
+        "sites": widths,
         "precision": precision,
         "labels": manifest.plan.config["labels"],
         "inputs": dict(manifest.plan.inputs),
@@ -86,80 +90,79 @@ def export(
     return manifest.rows
 
 
+def _shards(store: Store, manifest: Manifest, note: Note) -> Iterator[tuple[str, pa.Table]]:
+    """Names and verified rows, in the order of the plan; a shard is noted once it was used."""
+    for number, receipt in enumerate(manifest.receipts):
+        yield receipt.shard, recordings.read_shard(store, receipt)
+        note(number + 1, len(manifest.receipts), receipt.shard)
+
+
+Shards = Iterable[tuple[str, pa.Table]]
+
+
 def _write_parquet(
-    store: Store,
-    manifest: Manifest,
-    folder: Path,
-    sites: Sequence[str],
-    precision: Precision,
-    note: Note,
+    shards: Shards, folder: Path, sites: Collection[str], precision: Precision
 ) -> None:
     data = folder / "data"
     data.mkdir()
-    for number, receipt in enumerate(manifest.receipts):
-        table = _with_lists(recordings.read_shard(store, receipt), sites, precision)
-        pq.write_table(table, data / f"{receipt.shard}.parquet")
-        note(number + 1, len(manifest.receipts), receipt.shard)
+    for shard, table in shards:
+        pq.write_table(_with_lists(table, sites, precision), data / f"{shard}.parquet")
 
 
 def _write_npy(
-    store: Store,
-    manifest: Manifest,
+    shards: Shards,
     folder: Path,
-    sites: Sequence[str],
+    widths: Mapping[str, int],
     precision: Precision,
-    note: Note,
+    *,
+    num_rows: int,
 ) -> None:
-    widths = manifest.plan.config["site_widths"]
     arrays = {
         site: np.lib.format.open_memmap(
-            folder / f"{site}.npy",
-            mode="w+",
-            dtype=np.dtype(precision),
-            shape=(manifest.rows, widths[site]),
+            folder / f"{site}.npy", mode="w+", dtype=np.dtype(precision), shape=(num_rows, width)
         )
-        for site in sites
+        for site, width in widths.items()
     }
-    rows: list[pa.Table] = []
     start = 0
-    for number, receipt in enumerate(manifest.receipts):
-        table = recordings.read_shard(store, receipt)
-        for site, array in arrays.items():
-            array[start : start + len(table)] = activations(table, site)
-        rows.append(_without_activations(table))
-        start += len(table)
-        note(number + 1, len(manifest.receipts), receipt.shard)
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for _, table in shards:
+            rows = _without_activations(table)
+            if writer is None:
+                writer = stack.enter_context(pq.ParquetWriter(folder / "rows.parquet", rows.schema))
+            writer.write_table(rows)
+            for site, array in arrays.items():
+                array[start : start + len(table)] = activations(table, site)
+            start += len(table)
     for array in arrays.values():
         array.flush()
-    pq.write_table(pa.concat_tables(rows), folder / "rows.parquet")
 
 
 def _write_hf(
-    store: Store,
-    manifest: Manifest,
+    shards: Shards,
     folder: Path,
-    sites: Sequence[str],
+    sites: Collection[str],
     precision: Precision,
     split: Split,
-    note: Note,
-) -> None:
+    *,
+    total: int,
+) -> dict[str, int]:
+    """Rows of each split; `total` is the number of shards, which the names of the files tell."""
     data = folder / "data"
     data.mkdir()
-    total = len(manifest.receipts)
-    rows = {"train": 0, "test": 0}
-    for number, receipt in enumerate(manifest.receipts):
-        table = _with_lists(recordings.read_shard(store, receipt), sites, precision)
+    num_rows = {"train": 0, "test": 0}
+    for number, (_, table) in enumerate(shards):
+        listed = _with_lists(table, sites, precision)
         held_out_N = split.held_out(table.column("env_seed").to_numpy())
         for name, chosen_N in (("train", ~held_out_N), ("test", held_out_N)):
             if chosen_N.any():
-                part = table.filter(pa.array(chosen_N))
+                part = listed.filter(pa.array(chosen_N))
                 pq.write_table(part, data / f"{name}-{number:05d}-of-{total:05d}.parquet")
-                rows[name] += len(part)
-        note(number + 1, total, receipt.shard)
-    (folder / "README.md").write_text(_card(manifest, sites, rows, split))
+                num_rows[name] += len(part)
+    return num_rows
 
 
-def _card(manifest: Manifest, sites: Sequence[str], rows: dict[str, int], split: Split) -> str:
+def _card(manifest: Manifest, sites: Collection[str], rows: Mapping[str, int], split: Split) -> str:
     """What a dataset's page shows; its head names the files of each split."""
     files = "".join(
         f"  - split: {name}\n    path: data/{name}-*.parquet\n"
@@ -180,7 +183,7 @@ def _card(manifest: Manifest, sites: Sequence[str], rows: dict[str, int], split:
     )
 
 
-def _with_lists(table: pa.Table, sites: Sequence[str], precision: Precision) -> pa.Table:
+def _with_lists(table: pa.Table, sites: Collection[str], precision: Precision) -> pa.Table:
     """Activations as lists of floats, which every reader of Parquet knows."""
     out = _without_activations(table)
     for site in sites:

@@ -15,6 +15,7 @@ from cluster import dictionaries, recordings, runtime, training
 from cluster.dictionaries import SweepResult, TrainDictionary
 from cluster.evaluation import Evaluate, ReturnEstimate, find_returns
 from cluster.evolution import ScoreCheckpoint, lineage_table
+from cluster.notes import Note, silent
 from cluster.pool import Pool
 from cluster.recorder import RecordShard
 from cluster.recordings import Manifest, Plan
@@ -38,12 +39,6 @@ from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.world import WorldFactory
 
 Value = TypeVar("Value")
-Note = Callable[[int, int, str], None]
-"""Called with (done, total, what was done last)."""
-
-
-def _silent(_done: int, _total: int, _what: str) -> None:
-    pass
 
 
 class Laboratory:
@@ -98,7 +93,7 @@ class Laboratory:
             self._pool.__exit__(None, None, None)
             self._pool = self._shared_policies = None
 
-    def make(self, tasks: Sequence[Task[Value]], note: Note = _silent) -> list[Value]:
+    def make(self, tasks: Sequence[Task[Value]], note: Note = silent) -> list[Value]:
         """Results of tasks, in their order; the pool is opened if it is not yet."""
         if not tasks:
             return []
@@ -136,9 +131,7 @@ class Laboratory:
             return training.train_all(self.store, configs, on_progress=on_progress)
         return [run for run in found if run is not None]
 
-    def evaluate(
-        self, tasks: Sequence[Evaluate], note: Note = _silent
-    ) -> dict[str, ReturnEstimate]:
+    def evaluate(self, tasks: Sequence[Evaluate], note: Note = silent) -> dict[str, ReturnEstimate]:
         """Returns by policy; "uniform" is the random policy. All tasks must be of one world."""
         self.make([task for task in tasks if task.question.find(self.store) is None], note)
         return find_returns(self.store, tasks)
@@ -146,7 +139,7 @@ class Laboratory:
     def record(
         self,
         plans: Sequence[tuple[Plan, WorldFactory]],
-        note: Note = _silent,
+        note: Note = silent,
         *,
         steps: CaptureSteps = EveryStep(),  # noqa: B008 - frozen
     ) -> list[Manifest]:
@@ -204,7 +197,7 @@ class Laboratory:
         )
 
     def train_dictionaries(
-        self, tasks: Sequence[TrainDictionary], note: Note = _silent
+        self, tasks: Sequence[TrainDictionary], note: Note = silent
     ) -> list[DictionaryEntry]:
         """Dictionaries of known configs, in the order of the tasks."""
         found = [dictionaries.find(self.store, task.dict_id) for task in tasks]
@@ -216,7 +209,7 @@ class Laboratory:
         return [entry if entry is not None else next(made) for entry in found]
 
     def answer(
-        self, tasks: Sequence[ScoreConcepts] | Sequence[ShowConcepts], note: Note = _silent
+        self, tasks: Sequence[ScoreConcepts] | Sequence[ShowConcepts], note: Note = silent
     ) -> list[pa.Table]:
         """Tables that single tasks compute, in their order."""
         found = [task.question.find(self.store) for task in tasks]
@@ -230,7 +223,7 @@ class Laboratory:
     def steer(
         self,
         questions: Sequence[tuple[Question, Sequence[SteerBlock], str]],
-        note: Note = _silent,
+        note: Note = silent,
         *,
         seed: int,
     ) -> list[pa.Table]:
@@ -260,7 +253,7 @@ class Laboratory:
     def follow(
         self,
         questions: Sequence[tuple[Question, TrainedRun, Sequence[ScoreCheckpoint]]],
-        note: Note = _silent,
+        note: Note = silent,
     ) -> list[pa.Table]:
         """Lineages of each run's concepts; a question comes with one task per checkpoint."""
         found = [question.find(self.store) for question, _, _ in questions]

@@ -6,7 +6,7 @@ in the store as policies.
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from cluster import policies, training
+from cluster.notes import Note, silent
 from cluster.store import Store
 from cluster.tracking import source
 from cluster.tracking.access import Access
@@ -162,28 +163,29 @@ def list_local(uri: str, path: Path) -> Trajectory:
     """
     if not path.exists():
         raise FileNotFoundError(f"policy {uri}: no such file or folder: {path}")
-    name = path.stem if path.is_file() else path.name
-    if path.is_file() or any((path / file).exists() for file in BUNDLE_FILES):
-        return Trajectory(uri=uri, name=name, checkpoints=(_local_checkpoint(path),))
-    entries = [
-        entry
-        for entry in path.iterdir()
-        if entry.suffix in SUFFIXES
-        or (entry.is_dir() and any((entry / file).exists() for file in BUNDLE_FILES))
-    ]
-    if not entries:
+    if path.is_file():
+        return _trajectory(uri, path.stem, {path.name: LocalPath(path)})
+    keys = [one.relative_to(path).as_posix() for one in (*path.glob("*"), *path.glob("*/*"))]
+    places = {name: LocalPath(path / name) for name in checkpoints_among(keys)}
+    if not places:
         raise FileNotFoundError(
             f"policy {uri}: found no policy in {path}; wanted files ending in {', '.join(SUFFIXES)}, or folders with "
             f"one of {', '.join(BUNDLE_FILES)}"
         )
-    checkpoints = sorted(
-        (_local_checkpoint(entry) for entry in entries), key=lambda one: (one.order, one.label)
+    return _trajectory(uri, path.name, places)
+
+
+def _trajectory(uri: str, name: str, places: Mapping[str, LocalPath | S3Checkpoint]) -> Trajectory:
+    """Checkpoints by their labels, in the order of the last numbers in these; the label "" stands for the name."""
+    checkpoints = [
+        Checkpoint(label=label or name, order=last_number(label or name), place=place)
+        for label, place in places.items()
+    ]
+    return Trajectory(
+        uri=uri,
+        name=name,
+        checkpoints=tuple(sorted(checkpoints, key=lambda one: (one.order, one.label))),
     )
-    return Trajectory(uri=uri, name=name, checkpoints=tuple(checkpoints))
-
-
-def _local_checkpoint(path: Path) -> Checkpoint:
-    return Checkpoint(label=path.name, order=last_number(path.name), place=LocalPath(path))
 
 
 def last_number(label: str) -> int:
@@ -280,19 +282,11 @@ def list_s3(uri: str, address: S3Address) -> Trajectory:
             f"policy {uri}: no such object, and no policy below it; wanted objects ending in {', '.join(SUFFIXES)}, "
             f"or prefixes with one of {', '.join(BUNDLE_FILES)}"
         )
-    checkpoints = [
-        Checkpoint(
-            label=name or label,
-            order=last_number(name),
-            place=S3Checkpoint(bucket=address.bucket, prefix=prefix, keys=keys, name=name),
-        )
+    places = {
+        name: S3Checkpoint(bucket=address.bucket, prefix=prefix, keys=keys, name=name)
         for name, keys in found.items()
-    ]
-    return Trajectory(
-        uri=uri,
-        name=label,
-        checkpoints=tuple(sorted(checkpoints, key=lambda one: (one.order, one.label))),
-    )
+    }
+    return _trajectory(uri, label, places)
 
 
 def checkpoints_among(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -342,7 +336,7 @@ def open_run(
     name: str | None = None,
     world: str | None = None,
     factories: Sequence[str] = (),
-    note: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
+    note: Note = silent,
 ) -> TrainedRun:
     """Fetches the chosen checkpoints and keeps them as policies of the store.
 
@@ -353,7 +347,6 @@ def open_run(
         name: What to call the run; by default as its source does.
         world: World to play in; by default the one that the policy says it was trained in.
         factories: Allowed factories of modules, one of which may have these tensors; they want a `world`.
-        note: Called with (done, total, what was done last).
 
     Raises:
         ValueError: nothing known has such tensors, no world is named, or a choice that is none.

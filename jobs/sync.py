@@ -9,7 +9,8 @@ import tyro
 from cluster.store import Store
 from cluster.tracking import letters
 from cluster.tracking.access import Access, WandbError
-from cluster.tracking.mirror import deliver_pending, hold_lock, state_line
+from cluster.tracking.mirror import Courier, deliver_pending, hold_lock, state_line
+from cluster.tracking.service import WandbService
 from jobs.progress import Reporter
 
 
@@ -42,10 +43,12 @@ def main(arguments: Sequence[str]) -> None:
         raise WandbError(f"{reason}; nothing was delivered, try again later")
     reporter = Reporter()
     failures: list[str] = []
-    for study in known if config.study is None else [config.study]:
-        with hold_lock(store, study), reporter.stage("sync") as stage:
-            failures += deliver_pending(store, study, stage.update)
-        reporter.done("sync", study)
+    with WandbService() as service:
+        courier = Courier(store, service)
+        for study in known if config.study is None else [config.study]:
+            with hold_lock(store, study), reporter.stage("sync") as stage:
+                failures += deliver_pending(courier, study, stage.update)
+            reporter.done("sync", study)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     print(state_line(len(failures)))

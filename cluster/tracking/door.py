@@ -190,7 +190,6 @@ def _described(artifact: wandb.Artifact) -> dict[str, Any]:
         "collection": artifact.source_name.rpartition(":")[0],
         "version": int(artifact.source_version.removeprefix("v")),
         "type": artifact.type,
-        "state": artifact.state,
         "digest": artifact.digest,
         "bytes": artifact.size,
         "metadata": _plain(artifact.metadata if isinstance(artifact.metadata, dict) else {}),

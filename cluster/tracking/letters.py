@@ -12,7 +12,7 @@ mirrored once; where it found something else the second time, the new letter tak
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -109,8 +109,9 @@ class Letter:
         return content_id("s", [self.study, self.stage, self.subject])
 
     @property
-    def letter_id(self) -> str:
-        return content_id("l", asdict(self))
+    def digest(self) -> str:
+        """sha256 of the letter as it lies in the store."""
+        return sha256(canonical_json(self))
 
     @property
     def key(self) -> str:
@@ -152,13 +153,13 @@ def write(store: Store, letter: Letter) -> None:
 def pending(store: Store, study: str) -> list[str]:
     """Keys of letters that were not delivered as they are now, in the order of delivery."""
     keys = store.list(_folder(study))
-    sent = {key for key in keys if "/sent/" in key}
-    return [key for key in keys if key not in sent and not _is_sent(store, key, sent)]
+    return [key for key in keys if "/sent/" not in key and not is_sent(store, key)]
 
 
-def _is_sent(store: Store, key: str, sent: Collection[str]) -> bool:
-    receipt_key = f"{key.rpartition('/')[0]}/sent/{key.rpartition('/')[2].partition('-')[2]}"
-    if receipt_key not in sent:
+def is_sent(store: Store, key: str) -> bool:
+    """Whether the letter of that key was delivered as it is now."""
+    receipt_key = _receipt_key(key)
+    if not store.exists(receipt_key):
         return False
     receipt = parse_json(store.get(receipt_key), source=receipt_key)
     return receipt.get("letter") == sha256(store.get(key))
@@ -174,24 +175,20 @@ def studies(store: Store) -> list[str]:
     return sorted({key.split("/")[1] for key in store.list("studies") if "/mirror/" in key})
 
 
-def is_sent(store: Store, letter: Letter) -> bool:
-    """Whether a letter was delivered as it is in the store."""
-    receipt_key = _receipt_key(letter)
-    return _is_sent(store, letter.key, {receipt_key} if store.exists(receipt_key) else ())
-
-
 def confirm(store: Store, letter: Letter, receipt: Mapping[str, Any]) -> None:
     """Keeps the receipt of a delivered letter."""
-    content = canonical_json({**receipt, "letter": sha256(canonical_json(letter))})
-    store.replace(_receipt_key(letter), content)
+    content = canonical_json({**receipt, "letter": letter.digest})
+    store.replace(_receipt_key(letter.key), content)
 
 
 def _folder(study: str) -> str:
     return f"studies/{study}/mirror"
 
 
-def _receipt_key(letter: Letter) -> str:
-    return f"{_folder(letter.study)}/sent/{letter.run_id}.json"
+def _receipt_key(key: str) -> str:
+    """<folder>/<rank>-<run_id>.json -> <folder>/sent/<run_id>.json"""
+    folder, _, name = key.rpartition("/")
+    return f"{folder}/sent/{name.partition('-')[2]}"
 
 
 # --- what is told, finding by finding

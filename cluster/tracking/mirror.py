@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from cluster.backends import LocalFolder
+from cluster.notes import Note, silent
 from cluster.store import Store
 from cluster.tracking import letters
 from cluster.tracking.access import Access, WandbError
@@ -38,22 +39,11 @@ CLOSE_S = 120.0
 
 
 class Courier:
-    """Delivers single letters; its process ends with the `with` block, or with the first job that closes it."""
+    """Delivers single letters."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, service: WandbService) -> None:
         self.store = store
-        self.service = WandbService()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.service.stop()
+        self.service = service
 
     def deliver(self, letter: Letter) -> None:
         """Delivers a letter and keeps its receipt.
@@ -110,7 +100,7 @@ def _staged(store: Store, letter: Letter) -> Iterator[dict[str, Any]]:
             return str(path)
 
         yield {
-            "id": letter.letter_id,
+            "id": letter.digest,
             "summary": letter.summary,
             "curve": letter.curve,
             "uses": letter.uses,
@@ -156,7 +146,8 @@ class Mirror:
         """Why the last delivery failed."""
         self._state = state
         self._lock = lock
-        self._courier = Courier(store)
+        self._service = WandbService()
+        self._courier = Courier(store, self._service)
         self._queue: queue.Queue[Letter | _Row | None] = queue.Queue()
         self._feeds = True
         self._retry_at = 0.0
@@ -228,7 +219,7 @@ class Mirror:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._courier.service.stop()
+        self._service.stop()
         if self._lock is not None:
             self._lock.close()
 
@@ -238,7 +229,7 @@ class Mirror:
             return
         for letter in map(self._addressed, written):
             letters.write(self.store, letter)
-            if self._state == "online" and not letters.is_sent(self.store, letter):
+            if self._state == "online" and not letters.is_sent(self.store, letter.key):
                 self._queue.put(letter)
 
     def feed(self, letter: Letter, row: Mapping[str, float]) -> None:
@@ -258,7 +249,7 @@ class Mirror:
             self._thread.join(wait_s)
             if self._thread.is_alive():
                 self.reason = self.reason or f"not done within {wait_s:.0f} s"
-        self._courier.service.stop()
+        self._service.stop()
         if self._state not in ("online", "offline"):
             return f"wandb: {self._state}"
         return state_line(len(letters.pending(self.store, self.study)))
@@ -279,13 +270,13 @@ class Mirror:
                 case _:
                     pass
         try:
-            failures = deliver_pending(self.store, self.study, courier=self._courier)
+            failures = deliver_pending(self._courier, self.study)
             self.reason = failures[-1] if failures else None
         except OSError as error:
             self.reason = str(error)
 
     def _try(self, letter: Letter) -> None:
-        if letters.is_sent(self.store, letter):
+        if letters.is_sent(self.store, letter.key):
             return
         try:
             self._courier.deliver(letter)
@@ -331,28 +322,22 @@ def hold_lock(store: Store, study: str) -> IO[str]:
     return lock
 
 
-def deliver_pending(
-    store: Store,
-    study: str,
-    note: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
-    *,
-    courier: Courier | None = None,
-) -> list[str]:
+def deliver_pending(courier: Courier, study: str, note: Note = silent) -> list[str]:
     """Delivers what a study's mirror lacks, in order; why each of the letters that remain could not be delivered.
 
     Raises:
         WandbError: the server went away; the letters after that were not tried.
     """
+    store = courier.store
     todo = letters.pending(store, study)
     failures: list[str] = []
-    with courier or Courier(store) as open_courier:
-        for number, key in enumerate(todo):
-            try:
-                open_courier.deliver(letters.read(store, key))
-            except (OSError, ValueError) as error:
-                failures.append(f"{key}: {error}")
-                if (reason := Access.of_environment().probe()) is not None:
-                    left = f"{len(todo) - number} of {len(todo)} letters"
-                    raise WandbError(f"{reason}; study {study} still has to send {left}") from error
-            note(number + 1, len(todo), key)
+    for number, key in enumerate(todo):
+        try:
+            courier.deliver(letters.read(store, key))
+        except (OSError, ValueError) as error:
+            failures.append(f"{key}: {error}")
+            if (reason := Access.of_environment().probe()) is not None:
+                left = f"{len(todo) - number} of {len(todo)} letters"
+                raise WandbError(f"{reason}; study {study} still has to send {left}") from error
+        note(number + 1, len(todo), key)
     return failures

@@ -15,7 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from interp.identity import ID_DIGITS, canonical_json, sha256
-from interp.policies.families import Architecture, build
+from interp.policies.architecture import Architecture
+from interp.policies.families import build
 from interp.policies.policy import PolicyNetwork
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from interp.policies import (
     token_lstm,
     torch_module,
 )
+from interp.policies.architecture import Architecture
 from interp.policies.mettagrid_box import BoxArchitecture, BoxNetwork
 from interp.policies.mettagrid_flat import FlatArchitecture, FlatNetwork
 from interp.policies.mettagrid_perceiver import PerceiverArchitecture, PerceiverNetwork
@@ -26,15 +27,6 @@ from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3Recurrent
 from interp.policies.tensors import check_tensors
 from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
 from interp.policies.torch_module import TorchModuleArchitecture, TorchModulePolicy
-
-
-@runtime_checkable
-class Architecture(Protocol):
-    """All that is needed, besides the weights, to run a policy."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields, and under `family` the name of its family."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

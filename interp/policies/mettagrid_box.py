@@ -20,8 +20,8 @@ value           value estimate                        [R, 1]
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from jaxtyping import Float, UInt8
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
-from interp.policies.fields import (
+from interp.policies.architecture import (
+    Architecture,
     Byte,
     Cells,
     Index,
@@ -38,15 +39,14 @@ from interp.policies.fields import (
     Names,
     Tokens,
     Width,
-    parse,
 )
-from interp.policies.placement import place
+from interp.policies.placement import PlacedNetwork
 from interp.policies.policy import State, Step
 from interp.policies.policy_file import PolicyFile
-from interp.policies.recurrent import initial_memory, memory_sites, remember
+from interp.policies.recurrent import remember
 from interp.policies.taps import Tap
 from interp.policies.tensors import check_tensors
-from interp.policies.translation import PADDING, TokenLanguage, TokenNetwork
+from interp.policies.translation import PADDING, TokenLanguage
 
 FAMILY = "mettagrid-box"
 _CONVOLUTIONS = ("cnn1", "cnn2")
@@ -75,9 +75,10 @@ class Convolution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BoxArchitecture:
+class BoxArchitecture(Architecture):
     """All that is needed, besides the weights, to run the network."""
 
+    family: ClassVar[str] = FAMILY
     window_rows: Cells
     window_cols: Cells
     num_tokens: Tokens
@@ -129,14 +130,6 @@ class BoxArchitecture:
             )
         if any(row >= self.num_embeddings for row in self.action_rows):
             raise ValueError(f"an action in a row that is none of the {self.num_embeddings}")
-
-    def to_json(self) -> dict[str, Any]:
-        return {"family": FAMILY, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "BoxArchitecture":
-        """Raises ValueError if a field is missing, unknown, out of range or of another family."""
-        return parse(cls, content, family=FAMILY)
 
 
 def _whole(value: Any) -> Any:  # noqa: ANN401 - a number, or a pair of them
@@ -244,14 +237,13 @@ def _convolution(file: PolicyFile, shape: Mapping[str, tuple[int, ...]], name: s
     )
 
 
-class BoxNetwork(TokenNetwork):
+class BoxNetwork(PlacedNetwork):
     """See the head of this file; its parameters are named as in the files."""
 
     def __init__(self, architecture: BoxArchitecture) -> None:
-        super().__init__()
+        super().__init__("components")
         self.architecture = architecture
         hidden = architecture.hidden
-        self._part: dict[str, nn.Module] = {}  # short names; the long ones are those of the file
         below = len(architecture.norms)
         for name, one in zip(_CONVOLUTIONS, architecture.convolutions, strict=True):
             layer = nn.Conv2d(below, one.channels, one.kernel, one.stride, one.padding)
@@ -266,30 +258,20 @@ class BoxNetwork(TokenNetwork):
             self._place(name, f"{name}._net.0", nn.Linear(inputs, outputs))
         self._place("value", "_value_._net", nn.Linear(architecture.critic, 1))
         lstm = nn.LSTM(hidden, hidden, num_layers=architecture.num_layers)
-        for name, parameter in lstm.named_parameters():
-            nn.init.ones_(parameter) if "bias" in name else nn.init.orthogonal_(parameter)
-        self._place("core", "_core_._net", lstm)
-        self._lstm = [lstm]  # in a list, or it would be registered twice
+        self._place_lstm("_core_._net", lstm)
         embeddings = nn.Embedding(architecture.num_embeddings, architecture.embedding)
         nn.init.uniform_(embeddings.weight, -0.1, 0.1)
         self._place("embeddings", "_action_embeds_._net", embeddings)
-        components = self.get_submodule("components")
         rows = torch.tensor(architecture.action_rows, dtype=torch.int64)
-        components.get_submodule("_action_embeds_").register_buffer("active_indices", rows)
-        normaliser = nn.Module()
+        self._place_buffer("_action_embeds_", "active_indices", rows)
         norms = torch.tensor(architecture.norms).view(1, -1, 1, 1)
-        normaliser.register_buffer("obs_norm", norms)
-        components.add_module("obs_normalizer", normaliser)
+        self._place_buffer("obs_normalizer", "obs_norm", norms)
         actor = nn.Module()
         bound = architecture.actor**-0.5
         weights = torch.empty(1, architecture.actor, architecture.embedding)
         actor.W = nn.Parameter(weights.uniform_(-bound, bound))
         actor.bias = nn.Parameter(torch.empty(1).uniform_(-bound, bound))
-        components.add_module("_action_", actor)
-
-    def _place(self, short: str, path: str, module: nn.Module) -> None:
-        place(self, f"components.{path}", module)
-        self._part[short] = module
+        self._place("action", "_action_", actor)
 
     def refresh(self) -> None:
         """Raises ValueError if the tables among the weights are not those that the architecture was checked for."""
@@ -312,26 +294,13 @@ class BoxNetwork(TokenNetwork):
             actions=architecture.action_names,
         )
 
-    @property
-    def sites(self) -> dict[str, int]:
-        return {
-            "encoder": self.architecture.hidden,
-            **memory_sites("lstm", self._lstm[0]),
-            "lstm.y": self.architecture.hidden,
-            "logits": len(self.architecture.action_names),
-            "value": 1,
-        }
-
-    def initial_state(self, num_rows: int) -> State:
-        return initial_memory(self._lstm[0], num_rows)
-
     def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step:
         part = self._part
         x_R = self.box(observation_R) / self.get_buffer("components.obs_normalizer.obs_norm")
         for name in _CONVOLUTIONS:
             x_R = torch.relu(part[name](x_R))
         x_RD = torch.relu(part["encoded_obs"](torch.relu(part["fc1"](x_R.flatten(1)))))
-        h_RD, memory = remember("lstm", self._lstm[0], tap("encoder", x_RD), state, tap)
+        h_RD, memory = remember("lstm", self._lstm, tap("encoder", x_RD), state, tap)
         y_RD = tap("lstm.y", h_RD)
         logits_RN = tap("logits", self._score(torch.relu(part["actor_1"](y_RD))))
         value_R1 = tap("value", part["value"](torch.tanh(part["critic_1"](y_RD))))
@@ -350,7 +319,7 @@ class BoxNetwork(TokenNetwork):
 
     def _score(self, actor_RA: Float[Tensor, "R A"]) -> Float[Tensor, "R N"]:
         """Every action by the product of a query with its embedding."""
-        action = self.get_submodule("components._action_")
+        action = self._part["action"]
         rows = self.get_buffer("components._action_embeds_.active_indices")
         query_RE = torch.tanh(actor_RA @ action.get_parameter("W")[0])
         return query_RE @ self._part["embeddings"](rows).T + action.get_parameter("bias")

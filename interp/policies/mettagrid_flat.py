@@ -21,15 +21,14 @@ value       value estimate                       [R, 1]
 Without an LSTM `encoder` is what the heads read, and the last two are all there is besides.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interp.policies.fields import Tokens, Width, parse
+from interp.policies.architecture import Architecture, Tokens, Width
 from interp.policies.policy import State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recurrent import initial_memory, memory_sites, remember
@@ -41,23 +40,16 @@ FAMILY = "mettagrid-flat"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlatArchitecture:
+class FlatArchitecture(Architecture):
     """All that is needed, besides the weights, to run the network."""
 
+    family: ClassVar[str] = FAMILY
     num_tokens: Tokens
     hidden: Width
     num_actions: Width
     recurrent: bool
     decoder: bool = False
     """Whether the file has a layer of that name, which is never read."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"family": FAMILY, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "FlatArchitecture":
-        """Raises ValueError if a field is missing, unknown, out of range or of another family."""
-        return parse(cls, content, family=FAMILY)
 
 
 def recognise(file: PolicyFile) -> FlatArchitecture | None:

@@ -20,8 +20,8 @@ value       value estimate                       [R, 1]
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,14 +30,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from interp.policies.fields import Byte, Layers, Name, Tokens, Width, Widths, parse
-from interp.policies.placement import place
+from interp.policies.architecture import Architecture, Byte, Layers, Name, Tokens, Width, Widths
+from interp.policies.placement import PlacedNetwork
 from interp.policies.policy import State, Step
 from interp.policies.policy_file import PolicyFile
-from interp.policies.recurrent import initial_memory, memory_sites, remember
+from interp.policies.recurrent import remember
 from interp.policies.taps import Tap
 from interp.policies.tensors import check_tensors
-from interp.policies.translation import PADDING, TokenLanguage, TokenNetwork
+from interp.policies.translation import PADDING, TokenLanguage
 
 FAMILY = "mettagrid-perceiver"
 WINDOW = 11
@@ -51,9 +51,10 @@ _LSTMS = {"lstm": "lstm.func.net", "cortex": "cortex.func.stack.blocks.0.experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerceiverArchitecture:
+class PerceiverArchitecture(Architecture):
     """All that is needed, besides the weights, to run the network."""
 
+    family: ClassVar[str] = FAMILY
     prefix: Prefix
     """What the names of all tensors begin with."""
     max_tokens: Tokens
@@ -94,14 +95,6 @@ class PerceiverArchitecture:
     def x_is_column(self) -> bool:
         """Until 2025-11-13 x was the row. Files tell no date, but ten days before their tensors got another prefix."""
         return self.prefix == "_sequential_network.module"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"family": FAMILY, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "PerceiverArchitecture":
-        """Raises ValueError if a field is missing, unknown, out of range or of another family."""
-        return parse(cls, content, family=FAMILY)
 
 
 def recognise(file: PolicyFile) -> PerceiverArchitecture | None:
@@ -242,25 +235,26 @@ def _features(file: PolicyFile) -> dict[str, int] | None:
     return {name: one["id"] for name, one in features.items()} if features else None
 
 
-class PerceiverNetwork(TokenNetwork):
+class PerceiverNetwork(PlacedNetwork):
     """See the head of this file; its parameters are named as in the files."""
 
     def __init__(self, architecture: PerceiverArchitecture) -> None:
-        super().__init__()
+        super().__init__(architecture.prefix)
         self.architecture = architecture
         latent, hidden = architecture.latent, architecture.hidden
         token = architecture.feature_embedding + 4 * architecture.num_frequencies + 1
-        self._part: dict[str, nn.Module] = {}  # short names; the long ones are those of the file
 
         shim = "obs_shim_tokens.func"
-        self._buffer(f"{shim}.token_pad_striper", "feature_id_remap", torch.arange(256).byte())
+        self._place_buffer(
+            f"{shim}.token_pad_striper", "feature_id_remap", torch.arange(256).byte()
+        )
         if architecture.positions_cache is not None:
             cache = torch.arange(architecture.positions_cache)
-            self._buffer(f"{shim}.token_pad_striper", "_positions_cache", cache)
+            self._place_buffer(f"{shim}.token_pad_striper", "_positions_cache", cache)
         norms = torch.tensor(architecture.norms)
-        self._buffer(f"{shim}.attr_val_normer", "_norm_factors", norms)
+        self._place_buffer(f"{shim}.attr_val_normer", "_norm_factors", norms)
         frequencies = 2.0 ** torch.arange(architecture.num_frequencies)
-        self._buffer("obs_attr_embed_fourier.func", "frequencies", frequencies)
+        self._place_buffer("obs_attr_embed_fourier.func", "frequencies", frequencies)
         embeddings = nn.Embedding(
             NUM_FEATURE_BYTES, architecture.feature_embedding, padding_idx=PADDING
         )
@@ -290,26 +284,11 @@ class PerceiverNetwork(TokenNetwork):
         self._place("final_norm", f"{encoder}.final_norm", nn.LayerNorm(latent))
 
         lstm = nn.LSTM(latent, hidden, batch_first=True)
-        for name, parameter in lstm.named_parameters():
-            nn.init.ones_(parameter) if "bias" in name else nn.init.orthogonal_(parameter)
-        place(self, f"{architecture.prefix}.{_LSTMS[architecture.memory]}", lstm)
-        self._lstm = [lstm]  # in a list, or it would be registered twice
+        self._place_lstm(_LSTMS[architecture.memory], lstm)
         self._actor = self._perceptron("actor_mlp", hidden, architecture.actor)
         self._critic = self._perceptron("critic", hidden, (*architecture.critic, 1))
         head = nn.Linear(architecture.actor[-1], architecture.num_actions)
         self._place("head", "actor_head.func._module.module", head)
-
-    def _place(self, short: str, path: str, module: nn.Module) -> None:
-        place(self, f"{self.architecture.prefix}.{path}", module)
-        self._part[short] = module
-
-    def _buffer(self, path: str, name: str, values: Tensor) -> None:
-        if f"{self.architecture.prefix}.{path}" not in dict(self.named_modules()):
-            place(self, f"{self.architecture.prefix}.{path}", nn.Module())
-        self._at(path).register_buffer(name, values)
-
-    def _at(self, path: str) -> nn.Module:
-        return self.get_submodule(f"{self.architecture.prefix}.{path}")
 
     def _perceptron(self, name: str, width: int, layers: Sequence[int]) -> list[str]:
         """Linear layers at every second place; their short names, in order."""
@@ -341,23 +320,10 @@ class PerceiverNetwork(TokenNetwork):
             features=architecture.features,
         )
 
-    @property
-    def sites(self) -> dict[str, int]:
-        return {
-            "encoder": self.architecture.latent,
-            **memory_sites("lstm", self._lstm[0]),
-            "lstm.y": self.architecture.hidden,
-            "logits": self.architecture.num_actions,
-            "value": 1,
-        }
-
-    def initial_state(self, num_rows: int) -> State:
-        return initial_memory(self._lstm[0], num_rows)
-
     def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step:
         token_RNT, is_padding_RN = self.tokens(observation_R)
         x_RD = tap("encoder", self._attend(token_RNT, is_padding_RN))
-        h_RD, memory = remember("lstm", self._lstm[0], x_RD, state, tap)
+        h_RD, memory = remember("lstm", self._lstm, x_RD, state, tap)
         y_RD = tap("lstm.y", h_RD)
         logits_RN = tap("logits", self._part["head"](self._through(self._actor, y_RD)))
         value_R1 = tap("value", self._through(self._critic, y_RD))

@@ -14,8 +14,8 @@ value       value estimate                              [R, 1]
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, cast, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from interp.policies.fields import Width, Widths, parse
+from interp.policies.architecture import Architecture, Width, Widths
 from interp.policies.policy import PolicyNetwork, State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recurrent import initial_memory, memory_sites, remember
@@ -44,9 +44,10 @@ _SPELLINGS = {"swish": "silu", None: "linear"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RllibLstmArchitecture:
+class RllibLstmArchitecture(Architecture):
     """All that is needed, besides the weights, to run the policy."""
 
+    family: ClassVar[str] = FAMILY
     num_observations: Width
     """Entries of the flat observation."""
     num_actions: Width
@@ -62,14 +63,6 @@ class RllibLstmArchitecture:
     """What follows each of those layers, `head_fcnet_activation`."""
     shared: bool
     """Whether the value is read from the actor's LSTM, `vf_share_layers`."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"family": FAMILY, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "RllibLstmArchitecture":
-        """Raises ValueError if a field is missing, unknown, out of range or of another family."""
-        return parse(cls, content, family=FAMILY)
 
 
 def recognise(file: PolicyFile) -> RllibLstmArchitecture | None:

@@ -17,14 +17,14 @@ Of several layers, `lstm.c` and `lstm.h` are the last one's; those below it are 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interp.policies.fields import Layers, Width, Widths, parse
+from interp.policies.architecture import Architecture, Layers, Width, Widths
 from interp.policies.policy import PolicyNetwork, State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recurrent import initial_memory, memory_sites, remember
@@ -39,9 +39,10 @@ _ACTIVATIONS: Mapping[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sb3RecurrentArchitecture:
+class Sb3RecurrentArchitecture(Architecture):
     """All that is needed, besides the weights, to run the policy."""
 
+    family: ClassVar[str] = FAMILY
     num_observations: Width
     """Entries of the flat observation."""
     num_actions: Width
@@ -57,14 +58,6 @@ class Sb3RecurrentArchitecture:
     """Widths of the layers between the LSTM and the value head."""
     activation: Activation = "tanh"
     """What follows each of those layers."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"family": FAMILY, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Sb3RecurrentArchitecture":
-        """Raises ValueError if a field is missing, unknown, out of range or of another family."""
-        return parse(cls, content, family=FAMILY)
 
 
 def matches(tensors: Mapping[str, Tensor]) -> bool:

@@ -10,8 +10,8 @@ value     value estimate                         [R, 1]
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int32, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from interp.policies.fields import Byte, Cells, Name, Names, Width, parse
+from interp.policies.architecture import Architecture, Byte, Cells, Name, Names, Width
 from interp.policies.policy import PolicyNetwork, State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.taps import Tap
@@ -28,9 +28,10 @@ FAMILY = "token-lstm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLstmArchitecture:
+class TokenLstmArchitecture(Architecture):
     """All that is needed, besides the weights, to run the policy and to tell which worlds it can see."""
 
+    family: ClassVar[str] = FAMILY
     window_rows: Cells
     window_cols: Cells
     features: Mapping[Name, Byte]
@@ -41,14 +42,6 @@ class TokenLstmArchitecture:
     """Width of the summed token embeddings."""
     hidden: Width = 128
     """Width of the LSTM and of the layer before it."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"family": FAMILY, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "TokenLstmArchitecture":
-        """Raises ValueError if a field is missing, unknown, out of range or of another family."""
-        return parse(cls, content, family=FAMILY)
 
 
 def recognise(file: PolicyFile) -> TokenLstmArchitecture | None:

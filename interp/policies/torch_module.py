@@ -24,8 +24,8 @@ that reads the cell state itself sees an edit of it at once.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, TypeGuard, get_args
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from interp.policies import factories
-from interp.policies.fields import Name, Names, Width, parse
+from interp.policies.architecture import Architecture, Name, Names, Width
 from interp.policies.policy import PolicyNetwork, State, Step
 from interp.policies.policy_file import PolicyFile
 from interp.policies.recurrent import RecurrentLayer, initial_memory, memory_sites, remember
@@ -48,9 +48,10 @@ _FORWARD = {kind: kind.forward for kind in get_args(RecurrentLayer)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TorchModuleArchitecture:
+class TorchModuleArchitecture(Architecture):
     """Who builds the module, and for which world. The code is not kept: a name must stand for one network."""
 
+    family: ClassVar[str] = FAMILY
     factory: Name
     """package.module:callable; it is called only in a process that allowed it, see `factories`."""
     observation_shape: Annotated[tuple[Width, ...], Field(max_length=8)]
@@ -60,14 +61,6 @@ class TorchModuleArchitecture:
 
     def __post_init__(self) -> None:
         factories.check_name(self.factory)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"family": FAMILY, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "TorchModuleArchitecture":
-        """Raises ValueError if a field is missing, unknown, malformed or of another family."""
-        return parse(cls, content, family=FAMILY)
 
 
 def recognise(_file: PolicyFile) -> None:

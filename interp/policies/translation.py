@@ -11,13 +11,14 @@ Actions   An action of the world gets the logit of the network's action of the s
           then. One without a counterpart is never chosen. Without names, the first logits are the world's actions.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from interp.policies.policy import Policy, PolicyNetwork, State, Step
@@ -68,8 +69,8 @@ class TokenNetwork(PolicyNetwork):
     """A network that reads mettagrid tokens in a language of its own."""
 
     @property
-    def language(self) -> TokenLanguage:
-        raise NotImplementedError
+    @abstractmethod
+    def language(self) -> TokenLanguage: ...
 
     @property
     def action_names(self) -> tuple[str, ...]:
@@ -176,9 +177,14 @@ class Translation:
 
     def logits(self, logits_RN: Float[Tensor, "R N"]) -> Float[Tensor, "R n"]:
         """Of the world's actions, in its order."""
+        own_n, unknown_n = self._own_actions
+        return logits_RN[:, own_n].masked_fill(unknown_n, NEVER)
+
+    @cached_property
+    def _own_actions(self) -> tuple[list[int], Bool[Tensor, " n"]]:
+        """By action of the world: the number of the network's logit, and whether it has none (then the number is 0)."""
         own_n = [self.actions.get(action, 0) for action in self.world_actions]
-        known_n = torch.tensor([action in self.actions for action in self.world_actions])
-        return logits_RN[:, own_n].masked_fill(~known_n, NEVER)
+        return own_n, torch.tensor([action not in self.actions for action in self.world_actions])
 
     @property
     def _is_plain(self) -> bool:

@@ -1,6 +1,6 @@
 """A proxy before a real S3-protocol server that misbehaves on request.
 
-A fault is a function of (method, path) that names what to do, or None to pass the request on:
+A fault is one of these; without one the request is passed on:
 
 "503", "500", "403"   answer so, without asking the server
 "drop"                close the connection without an answer
@@ -13,20 +13,19 @@ A fault is a function of (method, path) that names what to do, or None to pass t
 import http.client
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.fakes.faults import Faulty
+
 STALL_S = 30.0
-Fault = Callable[[str, str], str | None]
 
 
-class FaultProxy:
+class FaultProxy(Faulty[str]):
     def __init__(self, upstream: str) -> None:
+        super().__init__()
         self.upstream = urlsplit(upstream)
-        self.fault: Fault = lambda _method, _path: None
         self.requests: list[tuple[str, str, str | None]] = []
         """Method, path and fault of every request."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -40,31 +39,13 @@ class FaultProxy:
 
     def decide(self, method: str, path: str) -> str | None:
         with self._lock:
-            fault = self.fault(method, path)
+            fault = self.fault(f"{method} {path}")
             self.requests.append((method, path, fault))
         return fault
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-    @contextmanager
-    def failing(self, fault: str, *, times: int = 1_000_000, on: str = "") -> Iterator[None]:
-        """The fault on the next requests whose "METHOD path" contains `on`."""
-        left = times
-
-        def decide(method: str, path: str) -> str | None:
-            nonlocal left
-            if left and on in f"{method} {path}":
-                left -= 1
-                return fault
-            return None
-
-        before, self.fault = self.fault, decide
-        try:
-            yield
-        finally:
-            self.fault = before
 
 
 def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:

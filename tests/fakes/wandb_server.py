@@ -10,12 +10,11 @@ import json
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
+from tests.fakes.faults import Faulty
 from tests.fakes.graphql import Document, UnknownField
 from tests.fakes.wandb_model import WandbModel
 
@@ -32,15 +31,18 @@ class Request:
     authorization: str
     agent: str
 
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} {self.operation}"
 
-class WandbServer:
+
+class WandbServer(Faulty[Fault]):
     def __init__(self, entity: str = "acme") -> None:
+        super().__init__()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         self.model = WandbModel(self.url, entity)
         self.requests: list[Request] = []
         self.unknown: list[str] = []
-        self.fault: Callable[[Request], Fault | None] = lambda _request: None
         self._lock = threading.Lock()
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -52,32 +54,14 @@ class WandbServer:
         self._http.shutdown()
         self._http.server_close()
 
-    @contextmanager
-    def failing(self, fault: Fault, *, on: str = "", times: int = 1_000_000) -> Iterator[None]:
-        """The fault on the next requests whose "METHOD path operation" contains `on`."""
-        left = times
-
-        def decide(request: Request) -> Fault | None:
-            nonlocal left
-            if left and on in f"{request.method} {request.path} {request.operation}":
-                left -= 1
-                return fault
-            return None
-
-        before, self.fault = self.fault, decide
-        try:
-            yield
-        finally:
-            self.fault = before
-
     def count(self, on: str) -> int:
         """Requests whose "METHOD path operation" contains `on`."""
-        return sum(on in f"{one.method} {one.path} {one.operation}" for one in self.requests)
+        return sum(on in str(request) for request in self.requests)
 
     def note(self, request: Request) -> Fault | None:
         with self._lock:
             self.requests.append(request)
-            return self.fault(request)
+            return self.fault(str(request))
 
 
 def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:

@@ -14,7 +14,7 @@ from cluster.store import Store
 from cluster.tracking import letters, mirror
 from cluster.tracking.access import WandbError
 from cluster.tracking.letters import Letter, OutgoingArtifact, ShownTable
-from cluster.tracking.mirror import Mirror, deliver_pending
+from cluster.tracking.mirror import Courier, Mirror, deliver_pending
 from cluster.tracking.service import WandbService
 from jobs.sync import main as sync
 from tests.conftest import WANDB_CANARY
@@ -74,6 +74,11 @@ def mirrored(store: Store, mode: mirror.Mode = "auto", *, wait_s: float = 60.0) 
     with opened(store, mode) as (found, _):
         found.post(STUDY)
         return found.close(wait_s=wait_s)
+
+
+def delivered(store: Store) -> list[str]:
+    with WandbService() as service:
+        return deliver_pending(Courier(store, service), "demo")
 
 
 def check_whole(server: WandbServer) -> None:
@@ -200,7 +205,7 @@ def test_a_failing_server_leaves_letters_that_are_delivered_later(
     monkeypatch.undo()
     monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
     monkeypatch.setenv("WANDB_API_KEY", WANDB_CANARY)
-    assert deliver_pending(filled, "demo") == []
+    assert delivered(filled) == []
     check_whole(wandb_server)
 
 
@@ -301,7 +306,7 @@ def test_what_a_study_finds_anew_takes_the_place_of_what_was_not_delivered(
         found.post([letter("report", "demo", summary={"content": "old"})])
         found.post([letter("report", "demo", summary={"content": "new"})])
         assert found.close() == "wandb: pending (1)"
-    assert deliver_pending(filled, "demo") == []
+    assert delivered(filled) == []
     assert wandb_server.model.run("report demo")["_summary"]["content"] == "new"
     with opened(filled) as (found, _):
         found.post([letter("report", "demo", summary={"content": "newest"})])

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from interp.policies.architecture import Architecture
 from interp.policies.bundle import PolicyBundle
-from interp.policies.families import FAMILIES, Architecture
+from interp.policies.families import FAMILIES
 from interp.policies.policy import PolicyNetwork
 from interp.policies.rllib_lstm import RllibLstmArchitecture, RllibLstmPolicy
 from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3RecurrentPolicy
