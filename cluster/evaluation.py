@@ -10,7 +10,7 @@ from cluster.results import Question
 from cluster.store import Store
 from cluster.studio import Studio
 from interp.policies.uniform import UniformPolicy
-from interp.rollout import Trial, roll
+from interp.rollout import Trial, fitting_worlds, roll
 from interp.worlds.world import WorldFactory
 
 UNIFORM = "uniform"
@@ -54,7 +54,6 @@ class Evaluate:
     policy_id: str
     factory: WorldFactory
     config: EvaluationConfig
-    num_worlds: int = 16
 
     @property
     def key(self) -> str:
@@ -75,7 +74,7 @@ class Evaluate:
             else studio.policy(self.policy_id)
         )
         seeds = [self.config.first_env_seed + index for index in range(self.config.num_episodes)]
-        world = studio.world(self.factory, min(self.num_worlds, len(seeds)))
+        world = studio.world(self.factory, fitting_worlds(self.factory.spec, {}, len(seeds)))
         returns = np.zeros(len(seeds))
         for episode in roll(policy, world, [Trial(env_seed=seed) for seed in seeds]):
             returns[episode.index] = episode.return_A.mean(dtype=np.float64)

@@ -49,10 +49,13 @@ class Laboratory:
         store: Store,
         *,
         num_actors: int | None = None,
-        worlds_per_actor: int = 16,
+        worlds_per_actor: int | None = None,
         factories: Sequence[str] = (),
     ) -> None:
-        """`factories` are the functions that may build networks, in this process and in its actors."""
+        """`factories` are the functions that may build networks, in this process and in its actors.
+
+        `worlds_per_actor` are played at once while recording, by default as many as are fast.
+        """
         allow(*factories)
         for name, value in (("actors", num_actors), ("worlds_per_actor", worlds_per_actor)):
             if value is not None and value < 1:

@@ -6,6 +6,7 @@ it, however many worlds it plays at once and however often it is killed on the w
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,17 @@ from jaxtyping import Int32
 from cluster import policies, recordings
 from cluster.recordings import Manifest, Plan, Receipt, ShardPlan
 from cluster.store import Store
-from cluster.studio import Studio
+from cluster.studio import Afterwards, Studio
 from interp.recording import episode_rows
-from interp.rollout import Capture, CaptureSteps, EveryStep, Trial, check_sites, roll
+from interp.rollout import (
+    Capture,
+    CaptureSteps,
+    EveryStep,
+    Trial,
+    check_sites,
+    fitting_worlds,
+    roll,
+)
 from interp.worlds.labels import check_labels, compute_labels
 from interp.worlds.world import WorldFactory
 
@@ -110,15 +119,18 @@ class RecordShard:
     shard: ShardPlan
     factory: WorldFactory
     steps: CaptureSteps = field(default_factory=EveryStep)
-    num_worlds: int = 16
-    """Worlds played at once; changes speed and memory, never a number."""
+    num_worlds: int | None = None
+    """Worlds played at once, by default as many as are fast; changes speed and memory, never a number."""
 
     @property
     def key(self) -> str:
         return f"{self.plan.recording_id}/{self.shard.shard}"
 
-    def run(self, studio: Studio) -> Receipt:
-        return recordings.write_shard(studio.store, self.plan, self.shard.shard, self.rows(studio))
+    def run(self, studio: Studio) -> Afterwards[Receipt]:
+        table = self.rows(studio)
+        return Afterwards(
+            partial(recordings.write_shard, studio.store, self.plan, self.shard.shard, table)
+        )
 
     def rows(self, studio: Studio) -> pa.Table:
         """The shard's rows, episode after episode in the order of its seeds."""
@@ -129,8 +141,11 @@ class RecordShard:
         trials = [
             Trial(env_seed=seed, action_TA=replayed.get(seed)) for seed in self.shard.env_seeds
         ]
-        capture = Capture(sites=tuple(site_widths), steps=self.steps, facts=True)
-        world = studio.world(self.factory, min(self.num_worlds, len(trials)))
+        capture = Capture(
+            sites=tuple(site_widths), steps=self.steps, facts=True, precision="float16"
+        )
+        fast = fitting_worlds(self.factory.spec, site_widths, len(trials))
+        world = studio.world(self.factory, min(self.num_worlds or fast, len(trials)))
         tables: dict[int, pa.Table] = {}
         for episode in roll(studio.policy(policy_id), world, trials, capture):
             assert episode.facts is not None

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from cluster.results import CODE_VERSION, Question
 from cluster.studio import Studio
 from interp.identity import content_id, sha256
+from interp.rollout import fitting_worlds
 from interp.steering.arms import SteeredLatent, SteeringConfig, arms
 from interp.steering.effects import ConceptTrials, outcome_names
 from interp.steering.trials import play_arms
@@ -28,7 +29,8 @@ class SteerBlock:
     """Of the random directions."""
     env_seeds: tuple[int, ...]
     labels: tuple[str, ...]
-    num_worlds: int = 32
+    num_worlds: int | None = None
+    """Worlds played at once, by default as many as are fast; changes speed and memory, never a number."""
 
     @property
     def key(self) -> str:
@@ -61,10 +63,12 @@ class SteerBlock:
         store = studio.store
         if store.exists(self._scratch_key):
             return np.load(io.BytesIO(store.get(self._scratch_key)), allow_pickle=False)
+        played = arms(self.latent, self.config, seed=self.seed)
+        fast = fitting_worlds(self.factory.spec, {}, len(played) * len(self.env_seeds))
         outcome_XEO = play_arms(
             studio.policy(self.policy_id),
-            studio.world(self.factory, self.num_worlds),
-            arms(self.latent, self.config, seed=self.seed),
+            studio.world(self.factory, self.num_worlds or fast),
+            played,
             self.env_seeds,
             labels=self.labels,
         )
@@ -83,7 +87,6 @@ def steering_blocks(
     seed: int,
     labels: Sequence[str],
     seeds_per_block: int = 4,
-    num_worlds: int = 32,
 ) -> list[SteerBlock]:
     """The tasks of a steering experiment, concept by concept; the concept's own label is an outcome in any case."""
     env_seeds = list(config.env_seeds)
@@ -96,7 +99,6 @@ def steering_blocks(
             seed=seed,
             env_seeds=tuple(env_seeds[start : start + seeds_per_block]),
             labels=tuple(dict.fromkeys((*labels, latent.label))),
-            num_worlds=num_worlds,
         )
         for latent in latents
         for start in range(0, len(env_seeds), seeds_per_block)

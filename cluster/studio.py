@@ -2,15 +2,20 @@
 
 A task is a value: its key says what it is, so that it can be repeated, and its result depends on nothing but itself and
 the store. The studio only saves a worker from opening the same policy and converting the same world again.
+
+Tasks may come from several threads, but they have the studio one at a time. One that has computed all that it needs
+policies and worlds for returns the rest of its work as `Afterwards`: compressing and storing then go on beside the next
+task, which they would otherwise keep waiting.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Protocol, TypeVar
-
-import torch
+from threading import Lock
+from typing import Generic, Protocol, TypeVar
 
 from cluster import policies
+from cluster.process import settle
 from cluster.store import Store
 from interp.policies.bundle import PolicyBundle
 from interp.policies.factories import allow
@@ -35,9 +40,10 @@ class Studio:
             factories: The functions that may build networks here, see `interp.policies.factories`.
             bundles: From a policy's id to the policy as it is kept, for instance `cluster.shelf.SharedPolicies`.
         """
-        torch.set_num_threads(1)
+        settle()
         allow(*factories)
         self.store = store
+        self._turn = Lock()
         self._bundles = bundles or partial(policies.read_bundle, store)
         self.policy = lru_cache(maxsize=16)(self._policy)
         self.world = lru_cache(maxsize=4)(self._world)
@@ -49,7 +55,18 @@ class Studio:
         return factory(num_worlds)
 
     def run(self, task: "Task[Result_co]") -> Result_co:
-        return task.run(self)
+        with self._turn:
+            result = task.run(self)
+        if isinstance(result, Afterwards):
+            return result.finish()
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Afterwards(Generic[Result_co]):
+    """What is left to do of a task that needs the studio no more."""
+
+    finish: Callable[[], Result_co]
 
 
 class Task(Protocol[Result_co]):
@@ -60,4 +77,4 @@ class Task(Protocol[Result_co]):
         """Unique among the tasks of one call, for messages."""
         ...
 
-    def run(self, studio: Studio) -> Result_co: ...
+    def run(self, studio: Studio) -> "Result_co | Afterwards[Result_co]": ...

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float16, Float32
 
 from interp.records import KEY_FIELDS, LABEL_PREFIX, SITE_PREFIX, Episode
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
+FLOAT16_INFINITY = 0x7C00
+"""Bits of its exponent, all of which are set in infinities and NaN only."""
 
 
 def row_schema(
@@ -77,15 +79,19 @@ def _constant(value: object, num_rows: int, kind: pa.DataType) -> pa.Array:
     return pa.repeat(pa.scalar(value, kind), num_rows)
 
 
-def _float16_column(site: str, x_ND: Float32[np.ndarray, "N D"]) -> pa.Array:
+def _float16_column(
+    site: str, x_ND: Float32[np.ndarray, "N D"] | Float16[np.ndarray, "N D"]
+) -> pa.Array:
     """The bytes of each row as float16: ten times faster to write and five to scan than a list column."""
-    largest = float(np.abs(x_ND).max(initial=0.0))
-    if not largest <= FLOAT16_MAX:  # false for NaN as well
+    with np.errstate(over="ignore"):
+        half_ND = np.ascontiguousarray(x_ND, np.float16)
+    # its exponent has no bit to spare: looking at bits is five times faster than asking each float16
+    if (half_ND.view(np.uint16) & FLOAT16_INFINITY).max(initial=0) == FLOAT16_INFINITY:
+        worst = float(np.abs(x_ND).max())
         raise ValueError(
-            f"site {site}: an activation of {largest} does not fit a float16 (at most {FLOAT16_MAX}); "
+            f"site {site}: an activation of {worst} does not fit a float16 (at most {FLOAT16_MAX}); "
             "the policy diverges, or record another site"
         )
-    half_ND = np.ascontiguousarray(x_ND, np.float16)
     return pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(2 * x_ND.shape[1]), len(x_ND), [None, pa.py_buffer(half_ND)]
     )

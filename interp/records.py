@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int16, Int32, UInt8
+from jaxtyping import Bool, Float16, Float32, Int16, Int32, UInt8
 
 LabelKind = Literal["behavioural", "spatial", "temporal", "object-based"]
 
@@ -101,8 +101,10 @@ class Episode:
     done_TA: Bool[np.ndarray, "T A"]
     captured_t: Int32[np.ndarray, " T_"]
     """Steps at which activations were captured, ascending."""
-    activations: Mapping[str, Float32[np.ndarray, "T_ A D"]] = field(default_factory=dict)
-    """Site name -> activations at the captured steps."""
+    activations: Mapping[str, Float32[np.ndarray, "T_ A D"] | Float16[np.ndarray, "T_ A D"]] = (
+        field(default_factory=dict)
+    )
+    """Site name -> activations at the captured steps, in the precision of the capture."""
     facts: Facts | Trace | None = None
     """None if the rollout was asked not to collect them."""
 

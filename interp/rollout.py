@@ -8,26 +8,30 @@ Everything else in Sparsight stands on three promises of this file (docs/spec.md
   noise, so they differ by the effect of the edit only;
 * an edit of dose 0 changes nothing, to the last bit.
 
-The first holds because noise is counter-based, and because the policy always sees batches of `TILE_ROWS` rows: BLAS may
-choose another kernel, and so another rounding, for another number of rows (seen at 256 rows of LSTM 512).
+The first holds because noise is counter-based, and because a forward pass has a number of rows at which the policy
+computes the same bits as at every other that is used (`interp.tiles`).
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from interp.noise import BLOCK_STEPS, gumbel_block
 from interp.policies.policy import Policy, State
 from interp.policies.taps import Edit, RecordingTap, RowEdits
 from interp.policies.translation import fitted
 from interp.records import Episode
-from interp.worlds.world import World
+from interp.tiles import SIZES, tile_sizes
+from interp.worlds.world import World, WorldSpec
 
-TILE_ROWS = 64
-"""Rows of one forward pass. LSTM(128) is fastest here: 1.7 us a row at 64 rows, 2.4 at 16, 1.8 at 256."""
+FULL_BATCH_ROWS = SIZES[-1]
+"""Rows beyond which a batch gets hardly any faster: one pass of the largest size."""
+BATCH_BYTES = 512 << 20
+"""What the activations of a batch may occupy while its episodes last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,19 @@ class Capture:
     steps: CaptureSteps = EveryStep()
     facts: bool = False
     """Whether to collect what the simulator knows, from which labels are computed."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Of the activations; float16 is converted as they are kept, and infinite where one does not fit."""
+
+
+def fitting_worlds(spec: WorldSpec, site_widths: Mapping[str, int], num_trials: int) -> int:
+    """How many worlds to play at once: enough for a full batch, no more than memory holds or than there are trials.
+
+    Changes speed and memory only, never a number.
+    """
+    step_bytes = spec.num_agents * (2 * sum(site_widths.values()) + 16)
+    in_memory = BATCH_BYTES // (spec.max_steps * step_bytes)
+    full = -(-FULL_BATCH_ROWS // spec.num_agents)
+    return max(1, min(full, in_memory, num_trials))
 
 
 def check_sites(known: Collection[str], sites: Collection[str]) -> None:
@@ -105,7 +122,7 @@ def roll(
         ValueError: a site that the policy lacks, a world that it cannot play in, or an edit whose width is not the
             site's. Before anything is played.
     """
-    policy = fitted(policy, world.spec)
+    asked, policy = policy, fitted(policy, world.spec)
     check_sites(
         policy.sites, [*capture.sites, *(edit.site for trial in trials for edit in trial.edits)]
     )
@@ -115,16 +132,38 @@ def roll(
                 raise ValueError(
                     f"edit of {edit.site} has width {edit.write_D.shape}, but the site has {policy.sites[edit.site]}"
                 )
-    return _Batch(policy, world, trials, capture).play()
+    return _Batch(policy, world, trials, capture, known_as=asked).play()
+
+
+@dataclass(slots=True)
+class _Tile:
+    """The rows of one forward pass."""
+
+    rows: slice
+    """Of the batch."""
+    size: int
+    """Rows of the pass; those that the batch lacks are padded."""
+    worlds: slice
+    """Which of the batch's worlds have rows in it."""
+    state: State
+    padded_R: np.ndarray | None
+    """The observation of a pass that the batch does not fill."""
 
 
 class _Batch:
     """The worlds of one call of `roll`: each plays one trial after the other until none is left."""
 
     def __init__(
-        self, policy: Policy, world: World, trials: Sequence[Trial], capture: Capture
+        self,
+        policy: Policy,
+        world: World,
+        trials: Sequence[Trial],
+        capture: Capture,
+        *,
+        known_as: Policy,
     ) -> None:
         self._policy = policy
+        self._known_as = known_as
         self._world = world
         self._trials = trials
         self._capture = capture
@@ -132,17 +171,11 @@ class _Batch:
         self._agents = spec.num_agents
         num_worlds = world.num_worlds
         rows = num_worlds * self._agents
-        self._tiles = [
-            slice(start, min(start + TILE_ROWS, rows)) for start in range(0, rows, TILE_ROWS)
-        ]
-        self._states: list[State] = [policy.initial_state(TILE_ROWS) for _ in self._tiles]
-        self._last_tile_observation = np.zeros(
-            (TILE_ROWS, *world.observation_R.shape[1:]), world.observation_R.dtype
-        )
+        self._tiles: list[_Tile] = []
         edited = {edit.site for trial in trials for edit in trial.edits}
         self._edits = RowEdits(
-            len(self._tiles) * TILE_ROWS, {site: policy.sites[site] for site in edited}
-        )
+            rows + FULL_BATCH_ROWS, {site: policy.sites[site] for site in edited}
+        )  # more rows than the batch has, for those that pad its last pass
         self._trial_of = np.full(num_worlds, -1)  # -1: idle
         self._forced: dict[int, Int32[np.ndarray, "T A"]] = {}
         self._t_of = np.zeros(num_worlds, np.int64)
@@ -155,18 +188,23 @@ class _Batch:
         self._reward = np.zeros((ring, rows), np.float32)
         self._done = np.zeros((ring, rows), np.bool_)
         self._activation = {
-            site: np.zeros((ring, rows, policy.sites[site]), np.float32) for site in capture.sites
+            site: torch.empty(
+                ring, rows, policy.sites[site], dtype=getattr(torch, capture.precision)
+            )
+            for site in capture.sites
         }
+        self._logits = np.zeros((rows, len(spec.action_names)), np.float32)
 
     def play(self) -> Iterator[Episode]:
         waiting = iter(range(len(self._trials)))
         for slot in range(self._world.num_worlds):
             self._start(slot, next(waiting, None))
+        self._lay_tiles()
         clock = 0
         while (self._trial_of >= 0).any():
             at = clock % len(self._action)
-            logits_RN = self._forward(at)
-            action_R = self._choose(logits_RN)
+            self._forward(at)
+            action_R = self._choose()
             self._world.step(action_R)
             self._action[at] = action_R
             self._reward[at] = self._world.reward_R
@@ -177,26 +215,40 @@ class _Batch:
                 yield self._cut(slot, clock)
                 self._start(slot, next(waiting, None))
 
+    def _lay_tiles(self) -> None:
+        """Divides the batch into passes; its first observations tell how large they may be."""
+        observation_R = self._world.observation_R
+        start = 0
+        for size in tile_sizes(self._policy, observation_R, known_as=self._known_as):
+            stop = min(start + size, len(observation_R))
+            padded_R = None
+            if stop - start < size:
+                padded_R = np.zeros((size, *observation_R.shape[1:]), observation_R.dtype)
+            self._tiles.append(
+                _Tile(
+                    rows=slice(start, stop),
+                    size=size,
+                    worlds=slice(start // self._agents, -(-stop // self._agents)),
+                    state=self._policy.initial_state(size),
+                    padded_R=padded_R,
+                )
+            )
+            start = stop
+
     def _start(self, slot: int, trial_index: int | None) -> None:
-        rows = range(slot * self._agents, (slot + 1) * self._agents)
+        rows = slice(slot * self._agents, (slot + 1) * self._agents)
         self._trial_of[slot] = -1 if trial_index is None else trial_index
         self._t_of[slot] = 0
         self._forced.pop(slot, None)
-        with torch.inference_mode():  # the states were made in it
-            for row in rows:
-                tile, offset = divmod(row, TILE_ROWS)
-                for memory in self._states[tile]:
-                    memory[offset] = 0
-        if trial_index is None:
-            for row in rows:
-                self._edits.set_row(row, ())
+        self._forget(rows)
+        trial = None if trial_index is None else self._trials[trial_index]
+        for agent, row in enumerate(range(rows.start, rows.stop)):
+            is_edited = trial is not None and (trial.agents is None or agent in trial.agents)
+            self._edits.set_row(row, trial.edits if trial is not None and is_edited else ())
+        if trial is None:
             return
-        trial = self._trials[trial_index]
         if trial.action_TA is not None:
             self._forced[slot] = trial.action_TA
-        edited = range(self._agents) if trial.agents is None else trial.agents
-        for agent, row in enumerate(rows):
-            self._edits.set_row(row, trial.edits if agent in edited else ())
         self._world.reset(
             slot,
             map_seed=trial.env_seed,
@@ -204,27 +256,38 @@ class _Batch:
             collect_facts=self._capture.facts,
         )
 
-    def _forward(self, at: int) -> Float32[np.ndarray, "R N"]:
-        """One step of the policy on every row; keeps what is captured in the rings at `at`."""
-        logits = []
-        for number, rows in enumerate(self._tiles):
-            num_rows = rows.stop - rows.start
-            observation = self._world.observation_R[rows]
-            if num_rows < TILE_ROWS:
-                self._last_tile_observation[:num_rows] = observation
-                observation = self._last_tile_observation
-            tap = RecordingTap(
-                self._capture.sites, self._edits.tile(rows.start, rows.start + TILE_ROWS)
-            )
-            with torch.inference_mode():
-                step = self._policy.step(observation, self._states[number], tap)
-            self._states[number] = step.state
-            logits.append(step.logits_RN[:num_rows].numpy())
-            for site, ring in self._activation.items():
-                ring[at, rows] = tap.activations[site][:num_rows].numpy()
-        return logits[0] if len(logits) == 1 else np.concatenate(logits)
+    def _forget(self, rows: slice) -> None:
+        """Zero memory at the start of an episode."""
+        with torch.inference_mode():  # the states were made in it
+            for tile in self._tiles:
+                first = max(rows.start, tile.rows.start) - tile.rows.start
+                last = min(rows.stop, tile.rows.stop) - tile.rows.start
+                if first < last:
+                    for memory in tile.state:
+                        memory[first:last] = 0
 
-    def _choose(self, logits_RN: Float32[np.ndarray, "R N"]) -> Int32[np.ndarray, " R"]:
+    def _forward(self, at: int) -> None:
+        """One step of the policy on every row: logits, and what is captured in the rings at `at`."""
+        with torch.inference_mode():
+            for tile in self._tiles:
+                if (self._trial_of[tile.worlds] < 0).all():
+                    continue
+                rows = tile.rows
+                num_rows = rows.stop - rows.start
+                observation_R = self._world.observation_R[rows]
+                if tile.padded_R is not None:
+                    tile.padded_R[:num_rows] = observation_R
+                    observation_R = tile.padded_R
+                tap = RecordingTap(
+                    self._capture.sites, self._edits.tile(rows.start, rows.start + tile.size)
+                )
+                step = self._policy.step(observation_R, tile.state, tap)
+                tile.state = step.state
+                self._logits[rows] = step.logits_RN[:num_rows].numpy()
+                for site, ring in self._activation.items():
+                    ring[at, rows].copy_(tap.activations[site][:num_rows])
+
+    def _choose(self) -> Int32[np.ndarray, " R"]:
         step_in_block = self._t_of % BLOCK_STEPS
         for slot in np.flatnonzero((step_in_block == 0) & (self._trial_of >= 0)):
             self._noise[slot] = gumbel_block(
@@ -232,8 +295,11 @@ class _Batch:
                 int(self._t_of[slot]) // BLOCK_STEPS,
                 *self._noise.shape[2:],
             )
-        noise_RN = self._noise[np.arange(len(self._noise)), step_in_block].reshape(logits_RN.shape)
-        action_R = (logits_RN + noise_RN).argmax(1).astype(np.int32)
+        if (step_in_block == step_in_block[0]).all():  # a view does then
+            noise_EAN = self._noise[:, step_in_block[0]]
+        else:
+            noise_EAN = self._noise[np.arange(len(self._noise)), step_in_block]
+        action_R = (self._logits + noise_EAN.reshape(self._logits.shape)).argmax(1).astype(np.int32)
         for slot, forced_TA in self._forced.items():
             rows = slice(slot * self._agents, (slot + 1) * self._agents)
             action_R[rows] = forced_TA[self._t_of[slot]]
@@ -257,7 +323,8 @@ class _Batch:
             done_TA=self._done[at_T, rows],
             captured_t=captured_t,
             activations={
-                site: ring[at_T[captured_t], rows] for site, ring in self._activation.items()
+                site: ring[:, rows].numpy()[at_T[captured_t]]
+                for site, ring in self._activation.items()
             },
             facts=self._world.retire(slot),
         )

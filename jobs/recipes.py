@@ -95,8 +95,8 @@ class PipelineConfig:
     """Seed of everything that is not an environment: dictionaries, permutations, resamples, random directions."""
     actors: int | None = None
     """Actor processes; by default one per core. Never changes a number."""
-    worlds_per_actor: int = 16
-    """Worlds that an actor plays at once while recording. Never changes a number."""
+    worlds_per_actor: int | None = None
+    """Worlds that an actor plays at once while recording; by default as many as are fast. Never changes a number."""
     wandb: Mode = "auto"
     """Mirror of the study on W&B: online (refuses to start without a server), offline (sparsight sync delivers later),
     disabled, or auto: as WANDB_MODE says, or else online if there is a key and the server answers, offline if it does

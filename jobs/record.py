@@ -28,8 +28,8 @@ class Config:
     """package.module:callable that makes the policy's network, if it is one of your own; actors import it too."""
     actors: int | None = None
     """Actor processes; by default one per core. Never changes a number."""
-    worlds_per_actor: int = 16
-    """Worlds that an actor plays at once. Never changes a number."""
+    worlds_per_actor: int | None = None
+    """Worlds that an actor plays at once; by default as many as are fast. Never changes a number."""
     steps: CaptureSteps = field(default_factory=EveryStep)
     """Which steps to keep: every one, every n-th, or the last of each episode."""
     record: RecordingConfig = field(default_factory=RecordingConfig)

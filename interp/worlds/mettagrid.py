@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int16, Int32, UInt8
+from jaxtyping import Bool, Int16, Int32, UInt8
 from mettagrid.config.mettagrid_c_config import convert_to_cpp_game_config, rename_map_agents
 from mettagrid.config.mettagrid_config import MettaGridConfig
 from mettagrid.mettagrid_c import MettaGrid
@@ -144,6 +144,7 @@ class MettagridWorld:
         self._vibe_R = np.zeros(rows, np.int32)
         self._sims: list[MettaGrid | None] = [None] * num_worlds
         self._scribes: list[_Scribe | None] = [None] * num_worlds
+        self._sightings = _Sightings(self.observation_R, self._vocabulary, self.spec.max_steps + 1)
 
     def _rows(self, world: int) -> slice:
         return slice(world * self.spec.num_agents, (world + 1) * self.spec.num_agents)
@@ -171,23 +172,26 @@ class MettagridWorld:
         if collect_facts:
             self._scribes[world] = _Scribe(
                 sim,
+                self._sightings,
+                rows,
                 vocabulary=self._vocabulary,
                 map_HW=_static_map(grid, self._object_names),
                 object_names=self._object_names,
                 resource_names=self._resource_names,
                 counter_names=self._counter_names,
                 max_steps=self.spec.max_steps,
-                first_observation_A=self.observation_R[rows],
             )
 
     def step(self, action_R: Int32[np.ndarray, " R"]) -> None:
         self._action_R[:] = action_R
-        for world, sim in enumerate(self._sims):
+        for sim in self._sims:
             if sim is not None:
                 sim.step()
-                scribe = self._scribes[world]
-                if scribe is not None:
-                    scribe.note(self.observation_R[self._rows(world)])
+        scribes = [scribe for scribe in self._scribes if scribe is not None]
+        if scribes:
+            self._sightings.note()
+            for scribe in scribes:
+                scribe.note()
         np.logical_or(self._truncated_R, self._terminated_R, out=self.done_R)
 
     def retire(self, world: int) -> Facts | None:
@@ -208,16 +212,74 @@ def _static_map(grid: np.ndarray, object_names: tuple[str, ...]) -> UInt8[np.nda
     return map_HW
 
 
-class _Scribe:
-    """Notes one episode while it is played and turns it into Facts at its end.
+class _Sightings:
+    """What the agents of all worlds were last told of themselves: the first tokens of as many observations as an
+    episode has states, in a ring over time.
 
-    Whole observations are kept and decoded at once after the episode: numpy calls on a few rows per step would cost
-    more than the simulator itself.
+    They are decoded at once when an episode has ended, and copied for the whole batch in one go: numpy calls on the few
+    rows of one world would cost more than the simulator itself.
     """
 
     def __init__(
         self,
+        observation_R: UInt8[np.ndarray, "R N 3"],
+        vocabulary: TokenVocabulary,
+        num_states: int,
+    ) -> None:
+        self._observation_R = observation_R
+        self.centre = vocabulary.window_rows // 2 << 4 | vocabulary.window_cols // 2
+        """Location of the agent itself."""
+        self._num_states = num_states
+        self._num_tokens = min(24, observation_R.shape[1])
+        self._tokens = np.empty((0, 0, 0, 3), np.uint8)  # until somebody asks for facts
+        self.clock = 0
+
+    def start(self, rows: slice) -> int:
+        """Notes the first state of a world between two steps; the clock at that state."""
+        if not len(self._tokens):
+            shape = (self._num_states, len(self._observation_R), self._num_tokens, 3)
+            self._tokens = np.full(shape, PADDING, np.uint8)
+        self._keep(rows)
+        return self.clock
+
+    def note(self) -> None:
+        """Notes the state after a step of all worlds."""
+        self.clock += 1
+        self._keep(slice(0, len(self._observation_R)))
+
+    def _keep(self, rows: slice) -> None:
+        while self._is_own(self._observation_R[rows, self._num_tokens - 1, 0]).any():
+            if self._num_tokens == self._observation_R.shape[1]:
+                break
+            more = min(self._num_tokens, self._observation_R.shape[1] - self._num_tokens)
+            padding = np.full((*self._tokens.shape[:2], more, 3), PADDING, np.uint8)
+            self._tokens = np.concatenate([self._tokens, padding], axis=2)
+            self._num_tokens += more
+        at = self.clock % self._num_states
+        self._tokens[at, rows] = self._observation_R[rows, : self._num_tokens]
+
+    def since(self, clock: int, rows: slice) -> UInt8[np.ndarray, "S A n 3"]:
+        """The tokens about the agents themselves, from the state at `clock` to the last: they come first, then others
+        by distance.
+        """
+        at_S = np.arange(clock, self.clock + 1) % self._num_states
+        for column in range(self._num_tokens):
+            if not self._is_own(self._tokens[:, rows, column, 0][at_S]).any():
+                return self._tokens[:, rows, :column][at_S]
+        return self._tokens[:, rows][at_S]
+
+    def _is_own(self, location: UInt8[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
+        return (location == GLOBAL) | (location == self.centre)
+
+
+class _Scribe:
+    """Notes one episode while it is played and turns it into Facts at its end."""
+
+    def __init__(
+        self,
         sim: MettaGrid,
+        sightings: _Sightings,
+        rows: slice,
         *,
         vocabulary: TokenVocabulary,
         map_HW: UInt8[np.ndarray, "H W"],
@@ -225,24 +287,24 @@ class _Scribe:
         resource_names: tuple[str, ...],
         counter_names: tuple[str, ...],
         max_steps: int,
-        first_observation_A: UInt8[np.ndarray, "A N 3"],
     ) -> None:
         self._sim = sim
+        self._sightings = sightings
+        self._rows = rows
         self._vocabulary = vocabulary
         self._map_HW = map_HW
         self._object_names = object_names
         self._resource_names = resource_names
         self._counter_names = counter_names
         self._max_steps = max_steps
-        self._num_agents = len(first_observation_A)
-        self._observation_SA = np.empty((max_steps + 1, *first_observation_A.shape), np.uint8)
-        self._num_states = 0
+        self._num_agents = rows.stop - rows.start
+        self._start_clock = sightings.start(rows)
         self._counters: list[list[float]] = []
         spawn = self._query_agents()
         self._spawn_A2 = np.array([(row, col) for row, col, _ in spawn], np.int16)
         self._team_A = np.array([team for _, _, team in spawn], np.int16)
         self._queried_positions: list[list[tuple[int, int]]] = []
-        self.note(first_observation_A)
+        self.note()
 
     def _query_agents(self) -> list[tuple[int, int, int]]:
         """Row, column and team of every agent; about 10 us an agent, so not used where tokens tell the position."""
@@ -253,9 +315,8 @@ class _Scribe:
             for agent in sorted(agents, key=lambda agent: agent["agent_id"])
         ]
 
-    def note(self, observation_A: UInt8[np.ndarray, "A N 3"]) -> None:
-        self._observation_SA[self._num_states] = observation_A
-        self._num_states += 1
+    def note(self) -> None:
+        """Asks the simulator what no observation tells."""
         if self._counter_names:
             self._counters.append(
                 [
@@ -268,7 +329,7 @@ class _Scribe:
             self._queried_positions.append([(row, col) for row, col, _ in self._query_agents()])
 
     def facts(self) -> Facts:
-        states = self._own_tokens(self._observation_SA[: self._num_states])
+        states = self._sightings.since(self._start_clock, self._rows)
         shape = states.shape[:2]
         return Facts(
             map_HW=self._map_HW,
@@ -284,19 +345,6 @@ class _Scribe:
             max_steps=self._max_steps,
             view_radius=(self._vocabulary.window_rows // 2, self._vocabulary.window_cols // 2),
         )
-
-    @property
-    def _centre(self) -> int:
-        """Location of the agent itself."""
-        return self._vocabulary.window_rows // 2 << 4 | self._vocabulary.window_cols // 2
-
-    def _own_tokens(self, states: UInt8[np.ndarray, "S A N 3"]) -> UInt8[np.ndarray, "S A n 3"]:
-        """The first tokens of every observation: global facts, then the agent itself. Others follow by distance."""
-        for column in range(states.shape[2]):
-            location = states[:, :, column, 0]
-            if not ((location == GLOBAL) | (location == self._centre)).any():
-                return np.ascontiguousarray(states[:, :, :column])
-        return states
 
     def _position(self, states: UInt8[np.ndarray, "S A N 3"]) -> Int16[np.ndarray, "S A 2"]:
         if not self._vocabulary.tells_position:
@@ -314,7 +362,7 @@ class _Scribe:
 
     def _inventory(self, states: UInt8[np.ndarray, "S A N 3"]) -> Int16[np.ndarray, "S A I"]:
         """Own inventory: tokens at the centre of the window; `inv:x:p1` carries the multiples of 256."""
-        own = states[..., 0] == self._centre
+        own = states[..., 0] == self._sightings.centre
         amount_SAI = np.zeros((*states.shape[:2], len(self._resource_names)), np.int16)
         own_feature = np.where(own, states[..., 1], PADDING)
         present = set(np.unique(own_feature).tolist())

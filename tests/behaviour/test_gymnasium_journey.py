@@ -257,7 +257,7 @@ def test_the_same_seeds_give_the_same_numbers(journey: Journey, tmp_path: Path) 
     plan = plan_recording(other, journey.trained.policy_id, FACTORY, RECORDING)
     assert plan == journey.plan
     shard = plan.shards[1]
-    receipt = RecordShard(plan=plan, shard=shard, factory=FACTORY, num_worlds=5).run(studio)
+    receipt = studio.run(RecordShard(plan=plan, shard=shard, factory=FACTORY, num_worlds=5))
     manifest = recordings.open_manifest(journey.store, plan.recording_id)
     assert receipt == manifest.receipts[1]
     first, *_ = steering_blocks(

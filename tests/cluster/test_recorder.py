@@ -47,7 +47,7 @@ def record_here(store: Store, plan: Plan, *, num_worlds: int = 2) -> None:
     """In this process, without a pool."""
     studio = Studio(store)
     for shard in recordings.missing_shards(store, plan):
-        RecordShard(plan=plan, shard=shard, factory=FACTORY, num_worlds=num_worlds).run(studio)
+        studio.run(RecordShard(plan=plan, shard=shard, factory=FACTORY, num_worlds=num_worlds))
     recordings.commit(store, plan)
 
 
@@ -121,7 +121,7 @@ def test_sequence_end_keeps_one_row_per_agent(store: Store) -> None:
     plan = plan_recording(store, add_policy(store), FACTORY, CONFIG, steps=SequenceEnd())
     studio = Studio(store)
     for shard in plan.shards:
-        RecordShard(plan=plan, shard=shard, factory=FACTORY, steps=SequenceEnd()).run(studio)
+        studio.run(RecordShard(plan=plan, shard=shard, factory=FACTORY, steps=SequenceEnd()))
     manifest = recordings.commit(store, plan)
     table = pa.concat_tables(recordings.shard_tables(store, manifest))
     assert set(table.column("t").to_pylist()) == {255}

@@ -1,6 +1,7 @@
 """The loop's three promises: independence of the batch, exact pairing, and no effect of dose 0."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ from interp.policies.taps import Edit, Mode
 from interp.policies.token_lstm import TokenLstmPolicy
 from interp.policies.uniform import UniformPolicy
 from interp.records import Episode
-from interp.rollout import Capture, EveryStep, SequenceEnd, Stride, Trial, roll
+from interp.rollout import Capture, EveryStep, SequenceEnd, Stride, Trial, fitting_worlds, roll
 from interp.worlds.mettagrid import MettagridFactory
 
 pytestmark = pytest.mark.mettagrid
@@ -73,6 +74,42 @@ def test_an_episode_does_not_depend_on_the_batch_that_it_is_played_in(policy, nu
     mixed = play(policy, [*crowd, *reversed(trials)], 16, capture)[len(crowd) :]
     for one, other in zip(alone, reversed(mixed), strict=True):
         assert_same(one, other)
+
+
+@pytest.mark.parametrize("hidden", [128, 512])
+def test_an_episode_does_not_depend_on_the_rows_of_a_pass(hidden: int) -> None:
+    torch.manual_seed(0)
+    wide = TokenLstmPolicy(replace(architecture_for(FACTORY), hidden=hidden))
+    wide.requires_grad_(False)
+    trials = [Trial(env_seed=seed) for seed in range(60)]
+    capture = Capture(sites=SITES)
+    many = play(wide, trials, 60, capture)  # 240 rows: one pass of 256 where that is exact
+    for index, seed in enumerate((3, 59)):
+        assert_same(
+            play(wide, [Trial(env_seed=3), Trial(env_seed=59)], 2, capture)[index], many[seed]
+        )
+
+
+def test_float16_is_what_float32_rounds_to(policy) -> None:
+    exact, half = (
+        play(policy, [Trial(env_seed=5)], 1, Capture(sites=SITES, precision=precision))[0]
+        for precision in ("float32", "float16")
+    )
+    for site in SITES:
+        assert half.activations[site].dtype == np.float16
+        np.testing.assert_array_equal(
+            half.activations[site], exact.activations[site].astype(np.float16)
+        )
+
+
+def test_as_many_worlds_as_memory_trials_and_speed_allow() -> None:
+    spec = FACTORY.spec
+    sites = {"lstm.h": 128, "lstm.c": 128}
+    assert fitting_worlds(spec, sites, 1000) == 128
+    assert fitting_worlds(spec, sites, 7) == 7
+    endless = replace(spec, max_steps=1_000_000)
+    assert fitting_worlds(endless, sites, 1000) == 1
+    assert fitting_worlds(replace(spec, max_steps=10_000), sites, 1000) == 25
 
 
 @pytest.mark.parametrize("mode", get_args(Mode))
