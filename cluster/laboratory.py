@@ -108,6 +108,7 @@ class Laboratory:
                 Studio,
                 args=(self.store, self.factories, self._shared_policies),
                 size=self.num_actors,
+                tasks_at_once=2,
                 beside_ray_data=True,
             ).__enter__()
         values: dict[str, Value] = {}

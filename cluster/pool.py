@@ -3,35 +3,34 @@
 Ray's own retries are off, because a task that kills its actor would be retried for ever. Here a task has three attempts
 and is then set aside: the others finish, and the run ends by naming it. A task must be safe to repeat, for an actor may
 die after the work and before the answer.
+
+An actor that was lost gets no task until it answers again. So a task that never started is not blamed for the loss, and
+none waits for an actor that has no place to come back to.
 """
 
 import inspect
 import logging
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar, cast
+from typing import Any, Generic, Protocol, Self, TypeVar
 
-import ray
-from ray import ObjectRef, cloudpickle as pickle
-from ray.actor import ActorHandle
-from ray.exceptions import (
-    ActorDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RaySystemError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayTaskError
 
+from cluster import stopping
+from cluster.crew import ActorLost, Crew, Handle, RayCrew, said
 from cluster.runtime import check_cpus
+from cluster.stopping import Stopped
 
 logger = logging.getLogger(__name__)
 
-LOST = (RayActorError, WorkerCrashedError, RaySystemError, ObjectLostError, OutOfMemoryError)
-"""The process is gone, and the task with it: not the task's own exception."""
+LOOK_S = 1.0
+"""How often a run that waits looks up: at signals, and at actors that were lost."""
+ALONE_S = 30.0
+"""After so long without any actor, and then again and again, a run says what it waits for."""
 
 
 class Task(Protocol):
@@ -54,6 +53,56 @@ class Result(Generic[TaskT]):
     value: Any
     attempts: int
     """1 unless actors died under it."""
+    actor: str
+    """Name of the actor that did it: a0, a1, ..."""
+    node: str
+    """Id of the node on which that actor is."""
+    run_s: float
+    """Seconds that the actor had it, the wait for its turn included."""
+
+
+class Watcher(Protocol):
+    """Whoever wants to know how a run goes. Its methods are called in the run's own thread, and must be quick."""
+
+    def submitted(self, key: str, actor: str) -> None: ...
+
+    def done(self, result: Result[Any]) -> None: ...
+
+    def retried(self, key: str, attempt: int, cause: BaseException) -> None:
+        """Attempt number `attempt` failed, and there will be another."""
+        ...
+
+    def quarantined(self, key: str, cause: BaseException) -> None:
+        """The last attempt failed; the task is set aside."""
+        ...
+
+    def actor_lost(self, actor: str, cause: BaseException) -> None: ...
+
+    def actor_back(self, actor: str) -> None:
+        """An actor answers: for the first time, or after a loss."""
+        ...
+
+
+class Unwatched:
+    """The watcher that does nothing; a base for those who want to know one thing."""
+
+    def submitted(self, key: str, actor: str) -> None:
+        pass
+
+    def done(self, result: Result[Any]) -> None:
+        pass
+
+    def retried(self, key: str, attempt: int, cause: BaseException) -> None:
+        pass
+
+    def quarantined(self, key: str, cause: BaseException) -> None:
+        pass
+
+    def actor_lost(self, actor: str, cause: BaseException) -> None:
+        pass
+
+    def actor_back(self, actor: str) -> None:
+        pass
 
 
 class TaskError(ValueError):
@@ -85,6 +134,7 @@ class Pool:
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
         in_flight: int = 2,
+        tasks_at_once: int = 1,
         attempts: int = 3,
         retry: tuple[type[Exception], ...] = (),
         beside_ray_data: bool = False,
@@ -93,11 +143,17 @@ class Pool:
 
         Args:
             size: Number of actors, one process each.
-            in_flight: Tasks that an actor has at once: one runs, the others wait where it runs.
+            in_flight: Tasks that an actor has: some run, the others wait where they will run.
+            tasks_at_once: How many of them run, each in a thread of its own; for a worker that stands it.
             attempts: How often a task is tried before it is set aside.
             beside_ray_data: A Ray Dataset runs while the pool is open, so one CPU must stay free.
         """
-        for name, value in (("size", size), ("in_flight", in_flight), ("attempts", attempts)):
+        for name, value in (
+            ("size", size),
+            ("in_flight", in_flight),
+            ("tasks_at_once", tasks_at_once),
+            ("attempts", attempts),
+        ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; a pool needs at least 1")
         if not callable(inspect.getattr_static(worker, method, None)):
@@ -107,17 +163,20 @@ class Pool:
         self._beside_ray_data = beside_ray_data
         self._in_flight = in_flight
         self._attempts = attempts
-        self._retry = retry
-        self._recipe = pickle.dumps((worker, tuple(args), dict(kwargs or {}), method))  # pyright: ignore[reportPrivateImportUsage]
-        # max_restarts: a killed actor comes back by itself; max_task_retries: what it was doing is for us to decide.
-        self._actor_class = ray.remote(_Host).options(
-            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_task_retries=0
+        self._retry = (MemoryError, *retry)
+        self._hire = partial(
+            RayCrew,
+            partial(_make, worker, tuple(args), dict(kwargs or {}), method),
+            size=size,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            tasks_at_once=tasks_at_once,
         )
-        self._actors: list[ActorHandle] = []
+        self._crew: RayCrew | None = None
 
     def __enter__(self) -> Self:
         check_cpus(self._size * self._num_cpus, beside_ray_data=self._beside_ray_data)
-        self._actors = [self._new_actor() for _ in range(self._size)]
+        self._crew = self._hire()
         return self
 
     def __exit__(
@@ -126,31 +185,53 @@ class Pool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if ray.is_initialized():
-            for actor in self._actors:
-                ray.kill(actor)
-        self._actors = []
+        if self._crew is not None:
+            self._crew.dismiss()
+        self._crew = None
 
-    def run(self, tasks: Iterable[TaskT]) -> Iterator[Result[TaskT]]:
+    def run(
+        self, tasks: Iterable[TaskT], watcher: Watcher | None = None
+    ) -> Iterator[Result[TaskT]]:
         """Results as they come, one per task, in any order. `tasks` is read as the work proceeds.
 
         Raises:
             TaskError: at once, when a task raises an exception that is not in `retry`.
             TasksLost: after all other results, when tasks used up their attempts.
+            Stopped: the process was asked to end, and the tasks in hand have ended.
         """
-        if not self._actors:
+        if self._crew is None:
             raise ValueError("the pool is closed; use it inside its `with` block")
-        return _Run(self, tasks).results()
+        return schedule(
+            self._crew,
+            tasks,
+            in_flight=self._in_flight,
+            attempts=self._attempts,
+            retry=self._retry,
+            watcher=watcher,
+        )
 
-    def _new_actor(self) -> ActorHandle:
-        return cast(ActorHandle, self._actor_class.remote(self._recipe))
 
-    def _replace(self, dead: ActorHandle) -> ActorHandle:
-        """Ray restarts an actor whose process ends; this is for one that it has given up."""
-        ray.kill(dead)
-        actor = self._new_actor()
-        self._actors[self._actors.index(dead)] = actor
-        return actor
+def _make(
+    worker: type, args: tuple[Any, ...], kwargs: dict[str, Any], method: str
+) -> Callable[[Any], Any]:
+    return getattr(worker(*args, **kwargs), method)
+
+
+def schedule(
+    crew: Crew,
+    tasks: Iterable[TaskT],
+    *,
+    in_flight: int = 2,
+    attempts: int = 3,
+    retry: tuple[type[Exception], ...] = (MemoryError,),
+    watcher: Watcher | None = None,
+) -> Iterator[Result[TaskT]]:
+    """See `Pool.run`; the work for a task depends neither on the number of actors nor on that of tasks."""
+    run = _Run(crew, tasks, in_flight, attempts, retry, watcher or Unwatched())
+    with stopping.gracefully() as stop_asked:
+        while run.goes_on(stop=stop_asked.is_set()):
+            yield from run.next_results()
+        run.account(stopped=stop_asked.is_set())
 
 
 @dataclass(slots=True)
@@ -159,41 +240,83 @@ class _Attempt(Generic[TaskT]):
     number: int = 1
 
 
-@dataclass(slots=True)
 class _Run(Generic[TaskT]):
-    """The state of one `Pool.run`."""
+    """The state of one run."""
 
-    pool: Pool
-    tasks: Iterable[TaskT]
-    waiting: deque[_Attempt[TaskT]] = field(default_factory=deque)
-    """First attempts, read ahead by one task per actor."""
-    suspects: deque[_Attempt[TaskT]] = field(default_factory=deque)
-    """Tasks whose actor died. Each runs alone, so that what kills an actor is not blamed on its neighbour."""
-    flying: dict[ObjectRef, tuple[ActorHandle, _Attempt[TaskT]]] = field(default_factory=dict)
-    lost: dict[str, BaseException] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
-    num_done: int = 0
+    def __init__(
+        self,
+        crew: Crew,
+        tasks: Iterable[TaskT],
+        in_flight: int,
+        attempts: int,
+        retry: tuple[type[Exception], ...],
+        watcher: Watcher,
+    ) -> None:
+        self.crew = crew
+        self.source: Iterator[TaskT] | None = iter(tasks)
+        """None when it has been read to its end."""
+        self.in_flight = in_flight
+        self.attempts = attempts
+        self.retry = retry
+        self.watcher = watcher
+        self.waiting: deque[_Attempt[TaskT]] = deque()
+        """First attempts, read ahead by one task per actor."""
+        self.suspects: deque[_Attempt[TaskT]] = deque()
+        """Tasks whose actor died. Each runs alone, so that what kills an actor is not blamed on its neighbour."""
+        self.flying: dict[Handle, tuple[str, _Attempt[TaskT]]] = {}
+        self.load = dict.fromkeys(crew.names, 0)
+        self.present: list[dict[str, None]] = [{} for _ in range(in_flight + 1)]
+        """Names of the actors that are there, by load: dicts as sets that keep their order."""
+        self.num_present = 0
+        self.pings: dict[Handle, str] = {crew.ping(name): name for name in crew.names}
+        self.ping_at: dict[str, float] = {}
+        """When to ask actors again that did not answer."""
+        self.alone_since = time.monotonic()
+        self.lost: dict[str, BaseException] = {}
+        self.seen: set[str] = set()
+        self.num_done = 0
+        self.stop_at: float | None = None
 
-    def results(self) -> Iterator[Result[TaskT]]:
-        source = iter(self.tasks)
-        while True:
-            self._read_ahead(source)
-            self._submit()
-            if not self.flying:
-                break
-            ready, _ = ray.wait(list(self.flying), num_returns=1)
-            for ref in ready:
-                result = self._receive(ref)
+    def goes_on(self, *, stop: bool) -> bool:
+        """Sends what can be sent; whether there is anything to wait for."""
+        if stop and self.stop_at is None:
+            self.stop_at = time.monotonic() + stopping.GRACE_S
+            logger.warning("asked to stop: %d tasks in hand are finished", len(self.flying))
+        if self.stop_at is not None:
+            return bool(self.flying) and time.monotonic() < self.stop_at
+        self._read_ahead()
+        self._submit()
+        return bool(self.flying or self.waiting or self.suspects)
+
+    def next_results(self) -> Iterator[Result[TaskT]]:
+        """Waits for answers, but not for ever."""
+        self._ask_again()
+        handles = [*self.flying, *self.pings]
+        for handle in self.crew.wait(handles, LOOK_S) if handles else ():
+            if handle in self.pings:
+                self._receive_ping(handle)
+            else:
+                result = self._receive(handle)
                 if result is not None:
                     self.num_done += 1
+                    self.watcher.done(result)
                     yield result
+
+    def account(self, *, stopped: bool) -> None:
+        """Raises what there is to say at the end of a run that did not do everything."""
+        if stopped:
+            unfinished = f", {len(self.flying)} were cut off" if self.flying else ""
+            raise Stopped(
+                f"stopped by SIGTERM: {self.num_done} tasks were finished and are kept{unfinished}"
+            )
         if self.lost:
             raise TasksLost(self._account_of_losses())
 
-    def _read_ahead(self, source: Iterator[TaskT]) -> None:
-        while len(self.waiting) <= len(self.pool._actors):
-            task = next(source, None)
+    def _read_ahead(self) -> None:
+        while self.source is not None and len(self.waiting) <= len(self.load):
+            task = next(self.source, None)
             if task is None:
+                self.source = None
                 return
             if task.key in self.seen:
                 raise ValueError(f"task {task.key} is given twice; keys must differ")
@@ -201,41 +324,96 @@ class _Run(Generic[TaskT]):
             self.waiting.append(_Attempt(task))
 
     def _submit(self) -> None:
-        load = dict.fromkeys(self.pool._actors, 0)
-        for actor, attempt in self.flying.values():
-            if actor in load:  # else it was replaced, and this task's loss is still to be received
-                load[actor] += self._weight(attempt)
-        for depth in range(self.pool._in_flight):
+        for depth in range(self.in_flight):
             # A second task waits behind a first only while there is one for everybody: at the end nothing queues
             # behind a long task while another actor is idle.
-            if depth and (self.suspects or len(self.waiting) < len(load)):
+            if depth and (self.suspects or len(self.waiting) < self.num_present):
                 return
-            for actor in [actor for actor, tasks in load.items() if tasks == depth]:
+            for name in list(self.present[depth]) if self.waiting or self.suspects else ():
                 queue = self.suspects if depth == 0 and self.suspects else self.waiting
                 if not queue:
                     break
                 attempt = queue.popleft()
-                self.flying[actor.run.remote(attempt.task)] = (actor, attempt)
-                load[actor] += self._weight(attempt)
+                self.flying[self.crew.send(name, attempt.task)] = (name, attempt)
+                self._set_load(name, self.load[name] + self._weight(attempt))
+                self.watcher.submitted(attempt.task.key, name)
 
     def _weight(self, attempt: _Attempt[TaskT]) -> int:
         """How much of its actor a task takes: a suspect takes all of it."""
-        return 1 if attempt.number == 1 else self.pool._in_flight
+        return 1 if attempt.number == 1 else self.in_flight
 
-    def _receive(self, ref: ObjectRef) -> Result[TaskT] | None:
-        actor, attempt = self.flying.pop(ref)
+    def _set_load(self, name: str, load: int) -> None:
+        before = self.present[self.load[name]]
+        self.load[name] = load
+        if name in before:
+            del before[name]
+            self.present[load][name] = None
+
+    def _receive(self, handle: Handle) -> Result[TaskT] | None:
+        name, attempt = self.flying.pop(handle)
+        self._set_load(name, self.load[name] - self._weight(attempt))
         try:
-            return Result(task=attempt.task, value=ray.get(ref), attempts=attempt.number)
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            if not isinstance(cause, self.pool._retry):
-                raise TaskError(f"task {attempt.task.key}: {_said(cause)}") from error
+            answer = self.crew.collect(handle)
+        except ActorLost as loss:
+            self._lose(name, loss)
+            self._set_aside(attempt, loss.cause)
+            return None
+        except (Exception, RayTaskError) as cause:
+            if not isinstance(cause, self.retry):
+                raise TaskError(f"task {attempt.task.key}: {said(cause)}") from cause
             self._set_aside(attempt, cause)
-        except LOST as error:
-            if isinstance(error, ActorDiedError) and actor in self.pool._actors:
-                self.pool._replace(actor)
-            self._set_aside(attempt, error)
-        return None
+            return None
+        return Result(
+            task=attempt.task,
+            value=answer.value,
+            attempts=attempt.number,
+            actor=name,
+            node=answer.node,
+            run_s=answer.run_s,
+        )
+
+    def _lose(self, name: str, loss: ActorLost) -> None:
+        """Sends an actor nothing until it answers again."""
+        there = self.present[self.load[name]]
+        if name not in there:
+            return  # it was noticed before
+        del there[name]
+        self.num_present -= 1
+        if not self.num_present:
+            self.alone_since = time.monotonic()
+        self.watcher.actor_lost(name, loss.cause)
+        if loss.for_good:
+            self.crew.replace(name)
+        self.pings[self.crew.ping(name)] = name
+
+    def _receive_ping(self, handle: Handle) -> None:
+        name = self.pings.pop(handle)
+        try:
+            self.crew.collect(handle)
+        except ActorLost as loss:
+            if loss.for_good:
+                self.crew.replace(name)
+            self.ping_at[name] = time.monotonic() + LOOK_S
+            return
+        self.present[self.load[name]][name] = None
+        self.num_present += 1
+        self.watcher.actor_back(name)
+
+    def _ask_again(self) -> None:
+        now = time.monotonic()
+        for name in [name for name, at in self.ping_at.items() if at <= now]:
+            del self.ping_at[name]
+            self.pings[self.crew.ping(name)] = name
+        if not self.num_present and now - self.alone_since > ALONE_S:
+            self.alone_since = now
+            logger.warning(
+                "no actor has answered for %.0f s: %d wait for a node with free CPUs and memory, or for a new process; "
+                "`ray status` tells what the cluster has",
+                ALONE_S,
+                len(self.load),
+            )
+        if not self.pings and not self.flying:
+            time.sleep(LOOK_S)
 
     def _set_aside(self, attempt: _Attempt[TaskT], cause: BaseException) -> None:
         key = attempt.task.key
@@ -243,14 +421,16 @@ class _Run(Generic[TaskT]):
             "task %s: attempt %d of %d failed",
             key,
             attempt.number,
-            self.pool._attempts,
-            extra={"task": key, "attempt": attempt.number, "cause": _said(cause)},
+            self.attempts,
+            extra={"task": key, "attempt": attempt.number, "cause": said(cause)},
         )
-        if attempt.number < self.pool._attempts:
+        if attempt.number < self.attempts:
+            self.watcher.retried(key, attempt.number, cause)
             self.suspects.append(_Attempt(attempt.task, attempt.number + 1))
             return
+        self.watcher.quarantined(key, cause)
         self.lost[key] = cause
-        if self.num_done == 0 and len(self.lost) > self.pool._size:
+        if self.num_done == 0 and len(self.lost) > len(self.load):
             raise TasksLost(
                 f"no task succeeds, so it is not the tasks: {self._account_of_losses()}"
             )
@@ -259,26 +439,6 @@ class _Run(Generic[TaskT]):
         key, cause = next(iter(self.lost.items()))
         others = f" (and {len(self.lost) - 1} more)" if len(self.lost) > 1 else ""
         return (
-            f"task {key}{others} failed on all {self.pool._attempts} attempts: {_said(cause)}; "
+            f"task {key}{others} failed on all {self.attempts} attempts: {said(cause)}; "
             f"{self.num_done} others are done"
         )
-
-
-class _Host:
-    """Makes the worker at its first task, so that what is wrong with its making is an ordinary exception of that task
-    and a crash there counts as an attempt; in an actor's constructor Ray would restart it for ever.
-    """
-
-    def __init__(self, recipe: bytes) -> None:
-        self._recipe = recipe
-        self._method: Any = None
-
-    def run(self, task: Task) -> Any:  # noqa: ANN401 - whatever the worker returns
-        if self._method is None:
-            worker, args, kwargs, method = pickle.loads(self._recipe)
-            self._method = getattr(worker(*args, **kwargs), method)
-        return self._method(task)
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import ray
 
+from cluster.stopping import keeping_sigterm
+
 MIB = 1 << 20
 SMALLEST_OBJECT_STORE_BYTES = 128 * MIB
 
@@ -55,7 +57,7 @@ def start(
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Ray Data describes every execution on the terminal; jobs show progress of their own.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    with _environment(WORKER_ENVIRONMENT):
+    with _environment(WORKER_ENVIRONMENT), keeping_sigterm():
         context = ray.init(
             num_cpus=worker_count() + 1 if num_cpus is None else num_cpus,
             include_dashboard=dashboard,

@@ -4,10 +4,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cluster.stopping import EXIT_STATUS, Stopped
+
 
 @contextmanager
 def explain() -> Iterator[None]:
-    """Turns errors that a person can mend into one line and exit status 2, Ctrl-C into 130."""
+    """Turns errors that a person can mend into one line and exit status 2, Ctrl-C into 130, SIGTERM into 143."""
     try:
         yield
     except KeyboardInterrupt:
@@ -16,6 +18,9 @@ def explain() -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(130)
+    except Stopped as stopped:
+        print(f"\n{stopped}. The same command goes on from here.", file=sys.stderr)
+        sys.exit(EXIT_STATUS)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from cluster.stopping import answer_sigterm
 from jobs.errors import explain
 
 VERBS = {
@@ -23,7 +24,7 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb; returns the exit status: 0 done, 2 refused, 130 interrupted."""
+    """Runs a verb; returns the exit status: 0 done, 2 refused, 130 interrupted, 143 asked to end."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -32,9 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"sparsight: no verb {verb!r}\n\n{_usage()}", file=sys.stderr)
         return 2
-    module = importlib.import_module(VERBS[verb][0])
     with explain():
-        module.main(rest)
+        job = importlib.import_module(VERBS[verb][0])
+        answer_sigterm()  # after the import: Ray has an answer of its own
+        job.main(rest)
     return 0
 
 

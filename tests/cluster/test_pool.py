@@ -115,7 +115,7 @@ def test_actor_that_ray_gives_up_is_replaced(ray_session):
     with Pool(Worker, size=2) as pool:
         running = pool.run(jobs)
         first = next(running)
-        ray.kill(pool._actors[0])
+        ray.kill(pool._crew._actors["a0"])
         results = [first, *running]
     assert keys(results) == Counter(job.key for job in jobs)
 
