@@ -8,11 +8,12 @@ holds what an unfinished job needs to go on and is of no use afterwards.
 import errno
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cluster.backends import Backend, Conflict, LocalFolder, StoreError
+from cluster.backends import Backend, Conflict, Entry, LocalFolder, StoreError
 
 REPLACEABLE = ("studies/", "scratch/")
 """Pointers, and what a running job keeps to be able to go on; everything else is written once."""
@@ -123,6 +124,10 @@ class Store:
     def list(self, folder: str = "") -> list[str]:
         """Sorted keys of all objects below a folder; none if there is no such folder."""
         return sorted(self.backend.list(_safe(folder) if folder else folder))
+
+    def inventory(self, folder: str) -> Sequence[Entry]:
+        """The same objects with their sizes and times of modification."""
+        return self.backend.inventory(_safe(folder))
 
     def address(self, key: str) -> str:
         """Where the object is, or would be, for people: a path or a URL."""
