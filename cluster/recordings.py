@@ -257,6 +257,15 @@ class Manifest:
         }
 
 
+def check_whole(plan: Plan, purpose: str) -> None:
+    """ValueError if the recording is a sample of its rows, which that purpose cannot do with."""
+    if (sampling := plan.config.get("sampling")) is not None:
+        raise ValueError(
+            f"recording {plan.recording_id} is a sample of at most {sampling['rows']} rows a shard; {purpose} needs "
+            "every row: record without max_bytes and rows_per_shard"
+        )
+
+
 def begin(store: Store, plan: Plan) -> None:
     """Write the plan, or find the same one there; the same config and inputs in other shards raise Conflict."""
     store.ensure(plan.key, canonical_json(plan.to_record()))

@@ -11,6 +11,7 @@ makes its own from the store, and makes it again when it is missing.
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ from interp.identity import content_id, parse_json
 from interp.recording import activations
 from interp.records import SITE_PREFIX
 from interp.stats import episode_split
+
+logger = logging.getLogger(__name__)
 
 Part = Literal["all", "train", "held_out"]
 """Which episodes of a recording."""
@@ -243,6 +246,12 @@ def _divided(
     store: Store, manifest: Manifest, site: str, split: Split
 ) -> Iterator[tuple[Float16[np.ndarray, "N D"], Float16[np.ndarray, "M D"]]]:
     """Train and held-out rows of one verified shard after the other."""
+    if "sampling" in manifest.plan.config:
+        logger.warning(
+            "recording %s is a sample in which rare labels are frequent: mean, scale, FVU and L0 of what is fitted to "
+            "it are those of kept rows",
+            manifest.recording_id,
+        )
     columns = ["env_seed", SITE_PREFIX + site]
     for table in recordings.shard_tables(store, manifest, columns):
         held_out_N = split.chosen(table.column("env_seed").to_numpy(), "held_out")
