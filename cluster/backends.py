@@ -57,8 +57,12 @@ class Backend(Protocol):
         """Keys of all objects below a folder ("" is the root)."""
         ...
 
+    def folders(self, folder: str) -> Sequence[str]:
+        """Names of the folders in a folder, without looking into them."""
+        ...
+
     def inventory(self, folder: str) -> Sequence[Entry]:
-        """The same objects with size and time: one request a thousand objects, not one each."""
+        """All objects below a folder with size and time: one request a thousand objects, not one each."""
         ...
 
     def delete(self, key: str) -> None:
@@ -121,6 +125,13 @@ class LocalFolder:
         files = (self.root / folder).rglob("[!.]*")
         return [path.relative_to(self.root).as_posix() for path in files if path.is_file()]
 
+    def folders(self, folder: str) -> Sequence[str]:
+        try:
+            with os.scandir(self.root / folder) as found:
+                return [one.name for one in found if one.is_dir() and not one.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
     def inventory(self, folder: str) -> Sequence[Entry]:
         return sorted(self._entries(self.root / folder, f"{folder}/" if folder else ""))
 
@@ -143,7 +154,15 @@ class LocalFolder:
                 yield Entry(prefix + child.name, status.st_size, status.st_mtime)
 
     def delete(self, key: str) -> None:
-        (self.root / key).unlink(missing_ok=True)
+        path = self.root / key
+        path.unlink(missing_ok=True)
+        for folder in path.parents:  # a folder exists only because of what is in it
+            if folder == self.root:
+                break
+            try:
+                folder.rmdir()
+            except OSError:
+                break
 
     def address(self, key: str) -> str:
         return str(self.root / key)

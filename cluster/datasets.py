@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 from fsspec import AbstractFileSystem
 
 from cluster.backends import Corrupt
 from cluster.fanout import in_threads
-from cluster.recordings import Manifest, Receipt, check_present, open_manifest
+from cluster.recordings import Manifest, Receipt, check_present, open_manifest, read_columns
 from cluster.staging import Part, Split
 from cluster.store import Store
 
@@ -109,19 +108,10 @@ def expected_rows(store: Store, manifest: Manifest, part: Part, split: Split) ->
     chosen, mixed = _receipts_of(manifest, part, split)
 
     def count(receipt: Receipt) -> int:
-        (seed_N,) = shard_columns(store, receipt, [SEED])
+        seed_N = read_columns(store, receipt, [SEED]).column(SEED).to_numpy()
         return int(split.chosen(seed_N, part).sum())
 
     return sum(receipt.rows for receipt in chosen) + sum(in_threads(count, mixed))
-
-
-def shard_columns(store: Store, receipt: Receipt, columns: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """Some columns of one shard without reading the others; the bytes are not verified, the number of rows is."""
-    with pq.ParquetFile(store.address(receipt.key), filesystem=store.backend.filesystem()) as file:
-        table = file.read(columns=list(columns))
-    if table.num_rows != receipt.rows:
-        raise Corrupt(f"{receipt.key}: {table.num_rows} rows, the manifest says {receipt.rows}")
-    return tuple(table.column(name).to_numpy() for name in columns)
 
 
 def check_delivered(

@@ -1,7 +1,7 @@
 """Many requests to a store at once: a network answers one in the time of sixteen, and the order stays."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ def in_threads(
     *,
     threads: int = THREADS,
     large: bool = False,
-) -> Iterator[Answer]:
+) -> Generator[Answer, None, None]:
     """`ask(item)` for every item, in the order of the items; the first error ends it.
 
     Items are handed out in runs, and answers of at most `2 * threads` runs wait in memory; of `large` answers no more

@@ -317,6 +317,49 @@ def missing_shards(store: Store, plan: Plan) -> tuple[ShardPlan, ...]:
     return tuple(shard for shard in plan.shards if plan.receipt_key(shard.shard) not in done)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far a recording has come."""
+
+    recording_id: str
+    plan: Plan | None
+    """None if there are objects of it but no plan: what an earlier removal left."""
+    manifest: Manifest | None
+    """None if it is not finished."""
+    num_done: int
+    """Shards with a receipt."""
+
+
+def known_ids(store: Store) -> Sequence[str]:
+    """Recordings of which the store has anything, finished or not."""
+    return store.folders("recordings")
+
+
+def status(store: Store, recording_id: str) -> Status:
+    """FileNotFoundError if the store has nothing of that recording."""
+    try:
+        manifest = open_manifest(store, recording_id)
+    except FileNotFoundError:
+        manifest = None
+    if manifest is not None:
+        return Status(
+            recording_id=recording_id,
+            plan=manifest.plan,
+            manifest=manifest,
+            num_done=len(manifest.receipts),
+        )
+    try:
+        plan = open_plan(store, recording_id)
+    except FileNotFoundError:
+        plan = None
+    num_done = len(store.list(f"{_folder(recording_id)}/receipts"))
+    if plan is None and not num_done and recording_id not in known_ids(store):
+        raise FileNotFoundError(
+            f"recording {recording_id} is not in store {store.url}; `sparsight recordings list` shows what is"
+        )
+    return Status(recording_id=recording_id, plan=plan, manifest=None, num_done=num_done)
+
+
 def commit(store: Store, plan: Plan) -> Manifest:
     """Publish the recording. ValueError if a shard has no receipt; to commit twice changes nothing."""
     begin(store, plan)
@@ -451,6 +494,19 @@ def read_shard(store: Store, receipt: Receipt, columns: Sequence[str] | None = N
     if table.num_rows != receipt.rows:
         raise Corrupt(f"{receipt.key}: {table.num_rows} rows, the manifest says {receipt.rows}")
     return table.select(list(columns)) if columns is not None else table
+
+
+def read_columns(store: Store, receipt: Receipt, columns: Sequence[str]) -> pa.Table:
+    """Some columns of one shard, for much less than its whole: the number of rows is checked, the hash is not."""
+    address, filesystem = store.address(receipt.key), store.backend.filesystem()
+    try:
+        with pq.ParquetFile(address, filesystem=filesystem) as file:
+            table = file.read(columns=list(columns))
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise Corrupt(f"{receipt.key}: missing or not Parquet: {error}") from error
+    if table.num_rows != receipt.rows:
+        raise Corrupt(f"{receipt.key}: {table.num_rows} rows, the manifest says {receipt.rows}")
+    return table
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

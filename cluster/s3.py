@@ -111,6 +111,15 @@ class S3Prefix:
             found = _filesystem().find(self._path(folder) if folder else self._path("").rstrip("/"))
         return [path.removeprefix(self._path("")) for path in found]
 
+    def folders(self, folder: str) -> Sequence[str]:
+        path = self._path(folder) if folder else self._path("").rstrip("/")
+        try:
+            with self._explained(folder or "."):
+                found: Any = _filesystem().ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        return [Path(one["name"]).name for one in found if one["type"] == "directory"]
+
     def inventory(self, folder: str) -> Sequence[Entry]:
         with self._explained(folder):
             found: Any = _filesystem().find(

@@ -120,7 +120,7 @@ def stage(
     source = {"manifest": manifest.digest, "site": site, "split": asdict(split)}
     folder = workspace(store) / content_id("a", source)
     staged = StagedActivations(folder=folder)
-    with locked(folder):
+    with _locked(folder):
         if folder.exists():
             os.utime(staged.about_path)
             return staged
@@ -192,11 +192,15 @@ def caches(store: Store) -> list[Cache]:
     return found
 
 
+def lock_of(folder: Path) -> Path:
+    """The file that is locked by whoever writes or removes that folder; a process that dies lets go of it."""
+    return folder.with_name(f"{folder.name.removesuffix('.partial')}.lock")
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time has to do with that folder; a process that dies lets go."""
+def _locked(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name.removesuffix('.partial')}.lock").open("w") as lock:
+    with lock_of(folder).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -17,6 +17,7 @@ from cluster.backends import Backend, Conflict, Entry, LocalFolder, StoreError
 
 REPLACEABLE = ("studies/", "scratch/")
 """Pointers, and what a running job keeps to be able to go on; everything else is written once."""
+REMOVABLE = ("recordings/", "scratch/")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _URL_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
@@ -108,6 +109,14 @@ class Store:
             )
         self.backend.replace(_safe(key), content)
 
+    def remove(self, key: str) -> None:
+        """Take away an object that nothing refers to, or find it gone. Of finished work only `cluster.garbage` may."""
+        if not key.startswith(REMOVABLE):
+            raise ValueError(
+                f"key {key!r}: only objects below {' and '.join(REMOVABLE)} may be removed"
+            )
+        self.backend.delete(_safe(key))
+
     def get(self, key: str) -> bytes:
         try:
             return self.backend.get(_safe(key))
@@ -125,8 +134,12 @@ class Store:
         """Sorted keys of all objects below a folder; none if there is no such folder."""
         return sorted(self.backend.list(_safe(folder) if folder else folder))
 
+    def folders(self, folder: str = "") -> Sequence[str]:
+        """Sorted names of the folders in a folder; for the cost of one request, however full they are."""
+        return sorted(self.backend.folders(_safe(folder) if folder else folder))
+
     def inventory(self, folder: str) -> Sequence[Entry]:
-        """The same objects with their sizes and times of modification."""
+        """All objects below a folder with their sizes and times of modification."""
         return self.backend.inventory(_safe(folder))
 
     def address(self, key: str) -> str:

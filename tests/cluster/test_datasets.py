@@ -1,5 +1,4 @@
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -146,10 +145,3 @@ def test_part_without_an_episode_is_refused(store, manifest, ray_session):
         datasets.read(
             store, manifest.recording_id, part="held_out", split=Split(held_out_fraction=0.0001)
         )
-
-
-def test_shard_with_other_rows_than_its_receipt_is_named(store, manifest):
-    receipt = manifest.receipts[0]
-    other = replace(receipt, rows=7)
-    with pytest.raises(Corrupt, match=rf"{receipt.key}: 1500 rows, the manifest says 7"):
-        datasets.shard_columns(store, other, ["row"])

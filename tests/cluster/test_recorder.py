@@ -283,7 +283,7 @@ def test_a_recording_with_gaps_is_not_replayed(store: Store) -> None:
     plan = plan_recording(store, policy_id, FACTORY, CONFIG, steps=SequenceEnd())
     studio = Studio(store)
     for shard in plan.shards:
-        RecordShard(plan=plan, shard=shard, factory=FACTORY, steps=SequenceEnd()).run(studio)
+        studio.run(RecordShard(plan=plan, shard=shard, factory=FACTORY, steps=SequenceEnd()))
     recordings.commit(store, plan)
     with pytest.raises(ValueError, match=r"a replay needs every step"):
         plan_recording(store, policy_id, FACTORY, CONFIG, replay_of=plan.recording_id)

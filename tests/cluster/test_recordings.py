@@ -348,3 +348,30 @@ def test_verification_tells_where_it_stands_and_ends_at_the_damage(store, manife
     with pytest.raises(Corrupt, match=key):
         verify(store, manifest, lambda *said: noted.append(said), threads=2)
     assert noted == [(1, 3, "s00000")]
+
+
+def test_some_columns_are_read_alone_and_counted(store, manifest):
+    receipt = manifest.receipts[0]
+    assert recordings.read_columns(store, receipt, ["t"]).column_names == ["t"]
+    with pytest.raises(Corrupt, match=rf"{receipt.key}: {ROWS} rows, the manifest says 7"):
+        recordings.read_columns(store, replace(receipt, rows=7), ["t"])
+    truncate(store, [receipt.key, receipt.key])
+    with pytest.raises(Corrupt, match=rf"{receipt.key}: missing or not Parquet"):
+        recordings.read_columns(store, receipt, ["t"])
+    store.backend.delete(receipt.key)
+    with pytest.raises(Corrupt, match=rf"{receipt.key}: missing or not Parquet"):
+        recordings.read_columns(store, receipt, ["t"])
+
+
+def test_status_tells_how_far_a_recording_has_come(store, plan):
+    with pytest.raises(FileNotFoundError, match=rf"{plan.recording_id} is not in store"):
+        recordings.status(store, plan.recording_id)
+    begin(store, plan)
+    write_shard(store, plan, "s00001", make_table(plan.shards[1]))
+    begun = recordings.status(store, plan.recording_id)
+    assert (begun.plan, begun.manifest, begun.num_done) == (plan, None, 1)
+    record(store, plan)
+    manifest = commit(store, plan)
+    done = recordings.status(store, plan.recording_id)
+    assert (done.plan, done.manifest, done.num_done) == (plan, manifest, 3)
+    assert recordings.known_ids(store) == [plan.recording_id]
