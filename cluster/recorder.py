@@ -101,8 +101,10 @@ class Estimate:
     kept_rows: int
     """Rows of them that it keeps."""
     row_bytes: float
+    group_bytes: int
+    """What every group of `recordings.ROW_GROUP_ROWS` rows takes besides: statistics and headers of its columns."""
     shard_bytes: int
-    """What a shard takes besides its rows: schema, statistics, receipt, its lines in plan and manifest."""
+    """What a shard takes besides: schema, receipt, its lines in plan and manifest."""
 
     @classmethod
     def of(
@@ -123,9 +125,8 @@ class Estimate:
             shard_rows=shard_rows,
             kept_rows=shard_rows,
             row_bytes=2 * widths * _ACTIVATION_OVERHEAD + _KEY_BYTES + _LABEL_BYTES * len(labels),
-            shard_bytes=num_columns * _CHUNK_BYTES * ceil(shard_rows / recordings.ROW_GROUP_ROWS)
-            + _NOTE_BYTES
-            + 20 * config.episodes_per_shard,
+            group_bytes=num_columns * _CHUNK_BYTES,
+            shard_bytes=_NOTE_BYTES + 20 * config.episodes_per_shard,
         )
         limits = [shard_rows]
         if config.rows_per_shard is not None:
@@ -145,7 +146,15 @@ class Estimate:
         return kept
 
     def _rows_within(self, max_bytes: int) -> int:
-        return max(0, int((max_bytes / self.num_shards - self.shard_bytes) / self.row_bytes))
+        """Rows of every shard that a budget has room for."""
+        group_rows = recordings.ROW_GROUP_ROWS
+        groups, left = divmod(
+            max_bytes / self.num_shards - self.shard_bytes,
+            self.group_bytes + group_rows * self.row_bytes,
+        )
+        return max(
+            0, int(groups) * group_rows + max(0, int((left - self.group_bytes) / self.row_bytes))
+        )
 
     @property
     def is_sample(self) -> bool:
@@ -155,7 +164,9 @@ class Estimate:
     @property
     def bytes(self) -> int:
         """In the store, once the recording is finished."""
-        return ceil(self.num_shards * (self.shard_bytes + self.kept_rows * self.row_bytes))
+        num_groups = ceil(self.kept_rows / recordings.ROW_GROUP_ROWS)
+        shard = self.shard_bytes + num_groups * self.group_bytes + self.kept_rows * self.row_bytes
+        return ceil(self.num_shards * shard)
 
     @property
     def whole_bytes(self) -> int:
