@@ -99,27 +99,26 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def print_list(store: Store) -> None:
-    """A table of all recordings; ids are to be copied, so they are never cut: what a replay was shown stands below."""
+    """A table of all recordings. Ids are to be copied, so they are never cut; sites and what was replayed stand below."""
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("recording", "policy", "rows", "episodes", "state", "sites"):
+    for heading in ("recording", "policy", "rows", "episodes", "state"):
         table.add_column(
             heading,
             justify="right" if heading in ("rows", "episodes") else "left",
-            no_wrap=heading != "sites",
-            overflow="fold",
+            no_wrap=heading != "recording",
         )
     known = recordings.known_ids(store)
     for status in in_threads(lambda known_id: recordings.status(store, known_id), known):
         config = status.plan.config if status.plan else {}
         inputs = status.plan.inputs if status.plan else {}
         shown = inputs.get("replay_of")
+        sites = ", ".join(config.get("site_widths", ())) or "no site"
         table.add_row(
-            status.recording_id,
+            f"{status.recording_id}\n {sites}",
             inputs.get("policy", "") + (f"\n on {shown}" if shown else ""),
             f"{status.manifest.rows:,}" if status.manifest else "",
             str(config.get("num_episodes", "")),
             _state(status),
-            ", ".join(config.get("site_widths", ())) or "none",
         )
     Console().print(table)
 
