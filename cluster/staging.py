@@ -182,7 +182,7 @@ def caches(store: Store) -> list[Cache]:
         found.append(
             Cache(
                 folder=folder,
-                recording_id=parse_json(about.read_bytes(), source=str(about))["recording"]
+                recording_id=parse_json(about.read_bytes(), source=str(about)).get("recording")
                 if known
                 else None,
                 bytes=sum(path.stat().st_size for path in folder.iterdir()),

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def print_list(store: Store) -> None:
-    """A table of all recordings. Ids are to be copied, so they are never cut; sites and what was replayed stand below."""
+    """A table of all recordings. Ids are to be copied, so never cut; sites and what is replayed stand below."""
     table = Table(box=SIMPLE_HEAD)
     for heading in ("recording", "policy", "rows", "episodes", "state"):
         table.add_column(
