@@ -12,13 +12,14 @@ import pyarrow as pa
 import ray
 
 from cluster import dictionaries, recordings, runtime, training
+from cluster.bank import PlayShard, ReplayShard
 from cluster.dictionaries import SweepResult, TrainDictionary
 from cluster.evaluation import Evaluate, ReturnEstimate, find_returns
 from cluster.evolution import ScoreCheckpoint, lineage_table
 from cluster.notes import Note, silent
 from cluster.pool import Pool
 from cluster.recorder import RecordShard
-from cluster.recordings import Manifest, Plan
+from cluster.recordings import Manifest, Plan, Receipt, ShardPlan
 from cluster.results import Question
 from cluster.scoring import ScoreConcepts, ShowConcepts
 from cluster.shelf import SharedPolicies
@@ -148,24 +149,68 @@ class Laboratory:
         steps: CaptureSteps = EveryStep(),  # noqa: B008 - frozen
     ) -> list[Manifest]:
         """Recordings in the order of their plans; shards that an earlier attempt left are kept."""
+        return self.complete(
+            [
+                (
+                    plan,
+                    lambda shard, plan=plan, factory=factory: RecordShard(
+                        plan=plan.only(shard.shard),
+                        shard=shard,
+                        factory=factory,
+                        steps=steps,
+                        num_worlds=self.worlds_per_actor,
+                    ),
+                )
+                for plan, factory in plans
+            ],
+            note,
+        )
+
+    def fill_bank(self, plan: Plan, factory: WorldFactory, note: Note = silent) -> Manifest:
+        """A replay bank."""
+        (manifest,) = self.complete(
+            [(plan, lambda shard: PlayShard(plan.only(shard.shard), shard, factory))], note
+        )
+        return manifest
+
+    def replay(
+        self,
+        plans: Sequence[Plan],
+        factory: WorldFactory,
+        note: Note = silent,
+        *,
+        steps: CaptureSteps = EveryStep(),  # noqa: B008 - frozen
+    ) -> list[Manifest]:
+        """What policies compute when they are shown a bank, in the order of the plans, all of one world."""
+        wanted: list[tuple[Plan, Callable[[ShardPlan], Task[Receipt]]]] = []
+        for plan in plans:
+            bank = recordings.open_manifest(self.store, plan.inputs["bank"])
+            shown = {receipt.shard: receipt for receipt in bank.receipts}
+            wanted.append(
+                (
+                    plan,
+                    lambda shard, plan=plan, shown=shown: ReplayShard(
+                        plan.only(shard.shard), shard, shown[shard.shard], factory, steps
+                    ),
+                )
+            )
+        return self.complete(wanted, note)
+
+    def complete(
+        self,
+        wanted: Sequence[tuple[Plan, Callable[[ShardPlan], Task[Receipt]]]],
+        note: Note = silent,
+    ) -> list[Manifest]:
+        """Recordings, each with what makes a task of one of its shards; what is in the store is not made again."""
         tasks = []
-        for plan, factory in plans:
+        for plan, task_of in wanted:
             if self.store.exists(recordings.manifest_key(plan.recording_id)):
                 continue
             recordings.begin(self.store, plan)
-            tasks += [
-                RecordShard(
-                    plan=plan.only(shard.shard),
-                    shard=shard,
-                    factory=factory,
-                    steps=steps,
-                    num_worlds=self.worlds_per_actor,
-                )
-                for shard in recordings.missing_shards(self.store, plan)
-            ]
+            tasks += [task_of(shard) for shard in recordings.missing_shards(self.store, plan)]
         self.make(tasks, note)
         manifests = []
-        for plan, _ in plans:
+        for plan, _ in wanted:
             if not self.store.exists(recordings.manifest_key(plan.recording_id)):
                 recordings.commit(self.store, plan)
             manifests.append(recordings.open_manifest(self.store, plan.recording_id))

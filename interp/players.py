@@ -253,7 +253,7 @@ def _lacking(name: str, factory: MettagridFactory) -> str:
 
 def play_strategies(
     factory: MettagridFactory, strategies: Sequence[str], env_seeds: Sequence[int]
-) -> Iterator[tuple[int, Int32[np.ndarray, "T A"]]]:
+) -> Iterator[tuple[int, Int32[np.ndarray, "_ _"]]]:
     """Actions of one episode per seed, in their order; agent a plays strategy a modulo their number.
 
     Raises:

@@ -34,7 +34,7 @@ class Trajectory:
 
 def watch(
     factory: WorldFactory,
-    played: Sequence[tuple[int, Int32[np.ndarray, "T A"]]],
+    played: Sequence[tuple[int, Int32[np.ndarray, "_ _"]]],
     labels: Sequence[str] | None = None,
 ) -> Iterator[Trajectory]:
     """Plays given actions again, (env_seed, actions) by episode, and keeps what there was to be seen, in their order.
