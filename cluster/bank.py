@@ -70,8 +70,11 @@ class BankConfig:
         for name in ("episodes_per_player", "episodes_per_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: at least 1")
-        if self.first_env_seed < 0:
-            raise ValueError(f"first_env_seed {self.first_env_seed}: at least 0")
+        if not 0 <= self.first_env_seed < 2**30:
+            raise ValueError(
+                f"first_env_seed {self.first_env_seed}: from 0 to 2**30, for maps accept 31 bits and the bank uses "
+                "the seeds after it as well"
+            )
 
 
 def plan_bank(

@@ -11,13 +11,15 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 import ray
 
-from cluster import dictionaries, recordings, runtime, training
+from cluster import dictionaries, logs, recordings, runtime, training
 from cluster.bank import PlayShard, ReplayShard
 from cluster.dictionaries import SweepResult, TrainDictionary
 from cluster.evaluation import Evaluate, ReturnEstimate, find_returns
 from cluster.evolution import ScoreCheckpoint, lineage_table
+from cluster.logs import Journal
+from cluster.metrics import Metrics
 from cluster.notes import Note, silent
-from cluster.pool import Pool
+from cluster.pool import Pool, Several, Unwatched, Watcher
 from cluster.recorder import RecordShard
 from cluster.recordings import Manifest, Plan, Receipt, ShardPlan
 from cluster.results import Question
@@ -70,6 +72,9 @@ class Laboratory:
         self._owns_ray = False
         self.worked = False
         """Set whenever something had to be made; whoever asks resets it."""
+        self._stage = "tasks"
+        self._watcher: Watcher = Unwatched()
+        self._metrics: dict[str, Metrics] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -84,12 +89,17 @@ class Laboratory:
         if self._owns_ray:
             runtime.stop()
 
+    def watch(self, stage: str, watcher: Watcher | None = None) -> None:
+        """From now on runs tell this watcher, and metrics and logs name this stage."""
+        self._stage = stage
+        self._watcher = watcher or Unwatched()
+
     def start_ray(self) -> None:
         """A CPU for every actor, trial or training, and one for Ray Data; the pool gives up its own."""
         self.worked = True
         self._close_pool()
         if not ray.is_initialized():
-            runtime.start(self.num_actors + 1)
+            runtime.start(self.num_actors + 1, logging_config=logs.for_workers())
             self._owns_ray = True
 
     def _close_pool(self) -> None:
@@ -113,7 +123,10 @@ class Laboratory:
                 beside_ray_data=True,
             ).__enter__()
         values: dict[str, Value] = {}
-        for result in self._pool.run(tasks):
+        if self._stage not in self._metrics:
+            self._metrics[self._stage] = Metrics(self._stage)
+        watcher = Several(self._metrics[self._stage], Journal(self._stage), self._watcher)
+        for result in self._pool.run(tasks, watcher):
             values[result.task.key] = result.value
             note(len(values), len(tasks), result.task.key)
         return [values[task.key] for task in tasks]

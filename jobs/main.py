@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from cluster.logs import configure
 from cluster.stopping import answer_sigterm
 from jobs.errors import explain
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparsight: no verb {verb!r}\n\n{_usage()}", file=sys.stderr)
         return 2
     with explain():
+        configure()
         job = importlib.import_module(VERBS[verb][0])
         answer_sigterm()  # after the import: Ray has an answer of its own
         job.main(rest)

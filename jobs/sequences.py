@@ -116,6 +116,7 @@ def make_bank(store: Store, config: Bank) -> None:
         Laboratory(store, num_actors=config.actors, factories=config.factory) as laboratory,
         reporter.stage("play") as stage,
     ):
+        laboratory.watch("play", stage)
         manifest = laboratory.fill_bank(plan, factory, stage.update)
     num = plan.config["num_episodes"] * factory.spec.num_agents
     reporter.done(
@@ -141,6 +142,7 @@ def show_bank(store: Store, config: Replay) -> None:
         Laboratory(store, num_actors=config.actors, factories=config.factory) as laboratory,
         reporter.stage("replay") as stage,
     ):
+        laboratory.watch("replay", stage)
         manifests = laboratory.replay(plans, factory, stage.update, steps=config.steps)
     rows = sum(manifest.rows for manifest in manifests)
     reporter.done("replay", f"{rows:,} rows of {len(plans)} policies")
