@@ -92,7 +92,7 @@ def test_they_are_cut_once(recorded, monkeypatch) -> None:
     assert sequences_id in sequences.known_ids(store)
     note = sequences.read_note(store, sequences_id)
     assert (note.recording_id, note.num_sequences) == (recording_id, table.num_rows)
-    assert note.how == "ByStrategy label exploration, min_steps 5, max_steps 20, min_share 0.5"
+    assert note.how == "ByStrategy label exploration, max_steps 20, min_share 0.5, min_steps 5"
     assert all(one.label_share >= 0.5 for one in sequences_of(table))
 
 
