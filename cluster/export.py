@@ -106,7 +106,7 @@ def _write_parquet(
     data = folder / "data"
     data.mkdir()
     for shard, table in shards:
-        pq.write_table(_with_lists(table, sites, precision), data / f"{shard}.parquet")
+        pq.write_table(with_lists(table, sites, precision), data / f"{shard}.parquet")
 
 
 def _write_npy(
@@ -152,7 +152,7 @@ def _write_hf(
     data.mkdir()
     num_rows = {"train": 0, "test": 0}
     for number, (_, table) in enumerate(shards):
-        listed = _with_lists(table, sites, precision)
+        listed = with_lists(table, sites, precision)
         held_out_N = split.held_out(table.column("env_seed").to_numpy())
         for name, chosen_N in (("train", ~held_out_N), ("test", held_out_N)):
             if chosen_N.any():
@@ -183,7 +183,7 @@ def _card(manifest: Manifest, sites: Collection[str], rows: Mapping[str, int], s
     )
 
 
-def _with_lists(table: pa.Table, sites: Collection[str], precision: Precision) -> pa.Table:
+def with_lists(table: pa.Table, sites: Collection[str], precision: Precision) -> pa.Table:
     """Activations as lists of floats, which every reader of Parquet knows."""
     out = _without_activations(table)
     for site in sites:
