@@ -81,12 +81,12 @@ def compare_in_mettagrid(config: Config, reporter: Reporter, world: str, hidden:
     policy = TokenLstmPolicy(architecture_for(factory, hidden=hidden)).requires_grad_(False)
     player = Player(policy, factory, num_trials=config.episodes)
     peer = mettagrid_peer.Player(world, hidden)
-    sides = [Side(name=peer.name, play=peer.play), *ours(player, "rows and labels", "nothing")]
+    sides = [Side(name=peer.name, play=peer.play), *ours(player, "nothing", "rows and labels")]
     title = f"{world}, LSTM({hidden})"
     rates = alternate(reporter, title, sides, config.rounds)
     print_ratios(title, rates, unit="agent-steps/s")
     del rates[peer.name]
-    print_ratios(f"{title}, what recording costs", rates, unit="agent-steps/s")
+    print_ratios(f"{title}, beside playing only", rates, unit="agent-steps/s")
 
 
 def compare_in_gymnasium(config: Config, reporter: Reporter, task: str, peer: Any) -> None:
@@ -104,7 +104,7 @@ def compare_in_gymnasium(config: Config, reporter: Reporter, task: str, peer: An
     player = Player(policy, factory, num_trials=ceil(config.steps / episode_steps))
     sides = [
         Side(name=f"{peer.NAME}, {num_envs} environments", play=collector.play),
-        *ours(player, "arrays", "rows", "rows and labels", "nothing"),
+        *ours(player, "nothing", "arrays", "rows", "rows and labels"),
     ]
     rates = alternate(reporter, task, sides, config.rounds)
     title = f"{task}, {peer.POLICY}, episodes of {episode_steps:.0f} steps"

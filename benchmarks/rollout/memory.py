@@ -7,13 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from benchmarks.measuring import peak_rss_mib
-from cluster import policies, recordings
+from benchmarks.untrained import save_untrained
+from cluster import recordings
 from cluster.recorder import RecordingConfig, RecordShard, plan_recording
 from cluster.store import Store
 from cluster.studio import Studio
-from interp.policies.bundle import PolicyBundle
-from interp.policies.ppo import architecture_for
-from interp.policies.token_lstm import TokenLstmPolicy
 from interp.worlds.mettagrid import MettagridFactory
 
 
@@ -51,7 +49,7 @@ def _record(world: str, hidden: int, length: Length) -> Recorded:
     factory = MettagridFactory.load(world)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max_workers=2) as threads:
         store = Store.open(folder)
-        policy_id = new_policy(store, factory, hidden)
+        policy_id = save_untrained(store, factory, hidden=hidden)
         plan = plan_recording(
             store,
             policy_id,
@@ -74,17 +72,3 @@ def _record(world: str, hidden: int, length: Length) -> Recorded:
             before_mib=before_mib,
             peak_mib=peak_rss_mib(),
         )
-
-
-def new_policy(store: Store, factory: MettagridFactory, hidden: int) -> str:
-    """Stores an untrained policy of that world; its id. The same one every time."""
-    architecture = architecture_for(factory, hidden=hidden)
-    empty = PolicyBundle.of(architecture, TokenLstmPolicy(architecture).state_dict())
-    return policies.save(
-        store,
-        empty.untrained(seed=0),
-        name="untrained",
-        run="benchmark",
-        step=0,
-        world=factory.name,
-    ).policy_id
