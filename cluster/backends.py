@@ -128,8 +128,10 @@ class LocalFolder:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             partial.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+                raise OSError(error.errno, error.strerror, str(path)) from error
             raise
         return partial
 

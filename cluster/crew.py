@@ -95,13 +95,14 @@ class RayCrew:
         self._make = pickle.dumps(make)  # pyright: ignore[reportPrivateImportUsage]
         # max_restarts: a killed actor comes back by itself; max_task_retries: what it was doing is for us to decide.
         # One thread more than it has tasks, which answers pings.
-        self._hireling = ray.remote(
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            max_restarts=-1,
-            max_task_retries=0,
-            concurrency_groups={"tasks": tasks_at_once, "pings": 1},
-        )(_Host)
+        options: dict[str, Any] = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "concurrency_groups": {"tasks": tasks_at_once, "pings": 1},
+        }
+        self._hireling = ray.remote(**options)(_Host)
         self._actors = {name: self._hire() for name in self._names}
 
     @property

@@ -59,6 +59,8 @@ def start(
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     with _environment(WORKER_ENVIRONMENT), keeping_sigterm():
         context = ray.init(
+            # else it would join whatever Ray was last started on this machine, and refuse the CPUs that we ask for
+            address=None if os.environ.get("RAY_ADDRESS") else "local",
             num_cpus=worker_count() + 1 if num_cpus is None else num_cpus,
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",

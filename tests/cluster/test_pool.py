@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster import runtime
-from cluster.pool import Pool, TaskError, TasksLost
+from cluster import runtime, stopping
+from cluster.crew import Answer
+from cluster.pool import Pool, TaskError, TasksLost, schedule
+from cluster.stopping import Stopped
 
 pytestmark = pytest.mark.ray
 
@@ -241,3 +243,123 @@ def test_ray_without_a_token_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(ValueError, match="RAY_AUTH_MODE is 'disabled'"):
         runtime.start()
+
+
+@pytest.fixture
+def answering_sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    stopping.answer_sigterm()
+    yield
+    signal.signal(signal.SIGTERM, before)
+    stopping._asked.clear()
+
+
+def test_asked_to_end_a_run_finishes_what_is_in_hand_and_begins_nothing(
+    ray_session, answering_sigterm
+):
+    jobs = [Job(key=f"t{index}", seconds=0.3) for index in range(40)]
+    keys_done = []
+    with Pool(Worker, size=2) as pool:
+        running = pool.run(jobs)
+        keys_done.append(next(running).task.key)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match=r"stopped by SIGTERM: (\d+) tasks were finished and"):
+            keys_done.extend(result.task.key for result in running)
+    # two actors had two tasks each at most
+    assert 2 <= len(keys_done) <= 6
+
+
+def test_asked_to_end_while_no_pool_is_at_work_a_job_ends_where_it_stands(answering_sigterm):
+    with pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_whoever_watches_is_told(ray_session, tmp_path):
+    told: list[tuple[str, ...]] = []
+
+    class Told:
+        def submitted(self, key, actor):
+            told.append(("submitted", key))
+
+        def done(self, result):
+            told.append(("done", result.task.key, result.actor))
+            assert result.run_s >= 0.05
+            assert result.node == ray.get_runtime_context().get_node_id()
+
+        def retried(self, key, attempt, cause):
+            told.append(("retried", key, str(attempt)))
+
+        def quarantined(self, key, cause):
+            told.append(("quarantined", key))
+
+        def actor_lost(self, actor, cause):
+            told.append(("lost", actor))
+
+        def actor_back(self, actor):
+            told.append(("back", actor))
+
+    jobs = [
+        Job(key="a", seconds=0.05),
+        Job(key="b", seconds=0.05, kill_once=tmp_path / "b"),
+        Job(key="c", seconds=0.05, kill=True),
+    ]
+    with Pool(Worker, size=1) as pool, pytest.raises(TasksLost):
+        list(pool.run(jobs, Told()))
+    assert told[0] == ("back", "a0")
+    assert ("done", "a", "a0") in told
+    assert ("done", "b", "a0") in told
+    assert told.count(("retried", "b", "1")) == 1
+    assert [line for line in told if line[-1] in "12" and line[1] == "c"] == [
+        ("retried", "c", "1"),
+        ("retried", "c", "2"),
+    ]
+    assert told[-1] == ("quarantined", "c") or told[-2] == ("quarantined", "c")
+    assert told.count(("lost", "a0")) >= 3
+
+
+class Absent:
+    """A crew of which some never come, some die at once, and the others do a task the moment they are asked."""
+
+    def __init__(self, num_actors: int, never: int = 0) -> None:
+        self.names = [f"a{number}" for number in range(num_actors)]
+        self.never = set(self.names[:never])
+        self.answers: dict[int, Answer] = {}
+        self.sent: Counter[str] = Counter()
+        self.number = 0
+
+    def _handle(self, value: object) -> int:
+        self.number += 1
+        self.answers[self.number] = Answer(value=value, run_s=0.0, node="n")
+        return self.number
+
+    def send(self, name: str, task: object) -> int:
+        self.sent[name] += 1
+        return self._handle(name)
+
+    def ping(self, name: str) -> int:
+        return -int(name[1:]) - 1 if name in self.never else self._handle(None)
+
+    def wait(self, handles, timeout_s):
+        return [handle for handle in handles if handle > 0]
+
+    def collect(self, handle: int) -> Answer:
+        return self.answers.pop(handle)
+
+    def replace(self, name: str) -> None:
+        raise AssertionError("nobody was lost")
+
+    def dismiss(self) -> None:
+        pass
+
+
+def test_no_task_waits_for_an_actor_that_does_not_come():
+    crew = Absent(4, never=3)
+    results = list(schedule(crew, [Job(key=f"t{index}") for index in range(50)]))
+    assert len(results) == 50
+    assert set(crew.sent) == {"a3"}
+
+
+def test_work_is_shared_evenly():
+    crew = Absent(5)
+    list(schedule(crew, [Job(key=f"t{index}") for index in range(1000)]))
+    assert set(crew.sent.values()) == {200}
