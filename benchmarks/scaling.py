@@ -12,6 +12,7 @@ More actors than cores cannot be faster: efficiency is against one plain process
 import logging
 import multiprocessing
 import os
+import secrets
 import statistics
 import tempfile
 import time
@@ -20,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -93,6 +95,12 @@ class Config:
 
 def main(config: Config) -> None:
     """Prints rates and efficiencies, and what a tiny shard takes with Ray and without."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_drivers(Path(folder))
+        measure(config)
+
+
+def measure(config: Config) -> None:
     reporter = Reporter(Console(stderr=True))
     work = Work(world="forage", num_shards=config.shards, episodes_per_shard=config.episodes)
     cases = [
@@ -121,11 +129,9 @@ def rounds_of(
             stage.update(done, len(turns), f"recordings; {case}")
             with (
                 tempfile.TemporaryDirectory() as folder,
-                ProcessPoolExecutor(
-                    1, multiprocessing.get_context("spawn"), prepare_environment, (folder,)
-                ) as driver,
+                ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as driver,
             ):
-                taken[case].append(driver.submit(record, case, work, f"{folder}/store").result())
+                taken[case].append(driver.submit(record, case, work, folder).result())
     return taken
 
 
@@ -166,18 +172,23 @@ def ratio(rates: list[float], base: list[float]) -> float:
     return statistics.median(mine / theirs for mine, theirs in zip(rates, base, strict=True))
 
 
-# --- in the driver's process
-
-
-def prepare_environment(folder: str) -> None:
-    """A token of its own, and what `cluster.runtime` gives to workers, for nodes that it does not start."""
+def prepare_drivers(folder: Path) -> None:
+    """What a driver finds in its environment: a token, which Ray reads when it is imported, and what
+    `cluster.runtime` gives to workers, for nodes that it does not start.
+    """
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
     os.environ |= {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": f"{folder}/token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
     }
     os.environ.pop("METTAGRID_OBS_THREADS", None)
+
+
+# --- in the driver's process
 
 
 def record(case: Case, work: Work, folder: str) -> Taken:
