@@ -3,9 +3,10 @@
 import os
 import secrets
 import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fsspec import AbstractFileSystem
 
@@ -20,6 +21,15 @@ class Conflict(StoreError):
 
 class Corrupt(StoreError):
     """An object is missing or is not what its record says."""
+
+
+class Entry(NamedTuple):
+    """What a listing tells of an object."""
+
+    key: str
+    bytes: int
+    modified_s: float
+    """Seconds since 1970 by the clock of the storage, which need not be that of this machine."""
 
 
 class Backend(Protocol):
@@ -47,8 +57,16 @@ class Backend(Protocol):
         """Keys of all objects below a folder ("" is the root)."""
         ...
 
+    def folders(self, folder: str) -> Sequence[str]:
+        """Names of the folders in a folder, without looking into them."""
+        ...
+
+    def inventory(self, folder: str) -> Sequence[Entry]:
+        """All objects below a folder with size and time: one request a thousand objects, not one each."""
+        ...
+
     def delete(self, key: str) -> None:
-        """Only for the probe's own objects."""
+        """Only for the probe's own objects and for garbage; nothing happens if there is no such object."""
         ...
 
     def address(self, key: str) -> str:
@@ -107,8 +125,44 @@ class LocalFolder:
         files = (self.root / folder).rglob("[!.]*")
         return [path.relative_to(self.root).as_posix() for path in files if path.is_file()]
 
+    def folders(self, folder: str) -> Sequence[str]:
+        try:
+            with os.scandir(self.root / folder) as found:
+                return [one.name for one in found if one.is_dir() and not one.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def inventory(self, folder: str) -> Sequence[Entry]:
+        return sorted(self._entries(self.root / folder, f"{folder}/" if folder else ""))
+
+    def _entries(self, path: Path, prefix: str) -> Iterator[Entry]:
+        try:
+            found = os.scandir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        with found:
+            for child in found:
+                if child.name.startswith("."):
+                    continue
+                if child.is_dir():
+                    yield from self._entries(Path(child.path), f"{prefix}{child.name}/")
+                    continue
+                try:
+                    status = child.stat()
+                except FileNotFoundError:  # removed since it was listed
+                    continue
+                yield Entry(prefix + child.name, status.st_size, status.st_mtime)
+
     def delete(self, key: str) -> None:
-        (self.root / key).unlink(missing_ok=True)
+        path = self.root / key
+        path.unlink(missing_ok=True)
+        for folder in path.parents:  # a folder exists only because of what is in it
+            if folder == self.root:
+                break
+            try:
+                folder.rmdir()
+            except OSError:
+                break
 
     def address(self, key: str) -> str:
         return str(self.root / key)

@@ -6,6 +6,7 @@ sweeps/<sweep_id>.json      all trials of a sweep and the dictionary that was ch
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from cluster.backends import Corrupt
@@ -148,6 +149,8 @@ def run_sweep(
         storage_path=store.workspace("sweeps"),
         name=identity,
         seed=seed,
+        known=staged.normalisation(),
+        restage=partial(stage, store, recording_id, site, split),
         max_concurrent=max_concurrent,
         on_progress=on_progress,
     )

@@ -155,7 +155,7 @@ class Laboratory:
             recordings.begin(self.store, plan)
             tasks += [
                 RecordShard(
-                    plan=plan,
+                    plan=plan.only(shard.shard),
                     shard=shard,
                     factory=factory,
                     steps=steps,

@@ -5,8 +5,9 @@ it, however many worlds it plays at once and however often it is killed on the w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from cluster import policies, recordings
 from cluster.recordings import Manifest, Plan, Receipt, ShardPlan
 from cluster.store import Store
 from cluster.studio import Afterwards, Studio
+from interp.policies.bundle import PolicyCard
 from interp.recording import episode_rows
+from interp.records import KEY_FIELDS
 from interp.rollout import (
     Capture,
     CaptureSteps,
@@ -27,6 +30,7 @@ from interp.rollout import (
     fitting_worlds,
     roll,
 )
+from interp.sampling import Reservoir
 from interp.worlds.labels import check_labels, compute_labels
 from interp.worlds.world import WorldFactory
 
@@ -45,11 +49,21 @@ class RecordingConfig:
     """Ground-truth labels to compute; by default all that the world has."""
     episodes_per_shard: int = 16
     """Episodes of one shard, the unit of work of an actor."""
+    max_bytes: int | None = None
+    """Budget of the recording in the store, in bytes. If all rows could take more, every shard keeps an even share: the
+    rows that a sample with weights chooses. A budget that has no room for one row of each label is refused."""
+    rows_per_shard: int | None = None
+    """Most rows that a shard keeps, chosen in the same way; of both limits the lower one holds."""
+    label_share: float = 0.5
+    """Where rows are sampled, the share of them set aside for rows where a rare label holds, evenly over all labels."""
+    sample_salt: str = "sample-0"
+    """Where rows are sampled, another salt draws other rows."""
 
     def __post_init__(self) -> None:
-        for name in ("num_episodes", "episodes_per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: at least 1")
+        for name in ("num_episodes", "episodes_per_shard", "max_bytes", "rows_per_shard"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} {value}: at least 1")
+        Reservoir(rows=1, label_share=self.label_share, salt=self.sample_salt)
         if not 0 <= self.first_env_seed < 2**31 - self.num_episodes:
             raise ValueError(
                 f"first_env_seed {self.first_env_seed}: from 0 to 2**31 - num_episodes, which is what maps accept"
@@ -66,6 +80,113 @@ class RecordingConfig:
     def env_seeds(self) -> range:
         return range(self.first_env_seed, self.first_env_seed + self.num_episodes)
 
+    @property
+    def num_shards(self) -> int:
+        return ceil(self.num_episodes / self.episodes_per_shard)
+
+
+# Of a shard, from above, measured on Parquet of recordings: a number of an activation takes two bytes, which LZ4 cannot
+# shrink; keys and the inclusion probability up to 24, a label .2; each chunk of a column has statistics and headers.
+_ACTIVATION_OVERHEAD = 1.01
+_KEY_BYTES, _LABEL_BYTES, _CHUNK_BYTES, _NOTE_BYTES = 24.0, 0.25, 290, 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """How large a recording may become: bounds, reached if every episode lasts to its time limit."""
+
+    num_shards: int
+    shard_rows: int
+    """Rows that a shard captures."""
+    kept_rows: int
+    """Rows of them that it keeps."""
+    row_bytes: float
+    group_bytes: int
+    """What every group of `recordings.ROW_GROUP_ROWS` rows takes besides: statistics and headers of its columns."""
+    shard_bytes: int
+    """What a shard takes besides: schema, receipt, its lines in plan and manifest."""
+
+    @classmethod
+    def of(
+        cls, card: PolicyCard, factory: WorldFactory, config: RecordingConfig, steps: CaptureSteps
+    ) -> "Estimate":
+        """ValueError if the budget cannot be kept."""
+        labels = config.labels_in(factory)
+        widths = sum(card.sites[site] for site in config.sites)
+        num_columns = len(KEY_FIELDS) + len(labels) + len(config.sites) + 1
+        spec = factory.spec
+        shard_rows = (
+            min(config.episodes_per_shard, config.num_episodes)
+            * spec.num_agents
+            * len(steps.steps(spec.max_steps))
+        )
+        whole = cls(
+            num_shards=config.num_shards,
+            shard_rows=shard_rows,
+            kept_rows=shard_rows,
+            row_bytes=2 * widths * _ACTIVATION_OVERHEAD + _KEY_BYTES + _LABEL_BYTES * len(labels),
+            group_bytes=num_columns * _CHUNK_BYTES,
+            shard_bytes=_NOTE_BYTES + 20 * config.episodes_per_shard,
+        )
+        limits = [shard_rows]
+        if config.rows_per_shard is not None:
+            limits.append(config.rows_per_shard)
+        if config.max_bytes is not None:
+            limits.append(whole._rows_within(config.max_bytes))
+        kept = replace(whole, kept_rows=min(limits))
+        needed = ceil(len(labels) / config.label_share) if config.label_share else 1
+        if kept.is_sample and kept.kept_rows < needed:
+            raise ValueError(
+                f"max_bytes {config.max_bytes} and rows_per_shard {config.rows_per_shard} leave {kept.kept_rows} rows "
+                f"for each of {kept.num_shards} shards, but {len(labels)} labels with label_share "
+                f"{config.label_share} want at least {needed}: keep at least "
+                f"{replace(whole, kept_rows=needed).bytes} bytes, or record fewer episodes, sites or labels, or more "
+                "episodes_per_shard"
+            )
+        return kept
+
+    def _rows_within(self, max_bytes: int) -> int:
+        """Rows of every shard that a budget has room for."""
+        group_rows = recordings.ROW_GROUP_ROWS
+        groups, left = divmod(
+            max_bytes / self.num_shards - self.shard_bytes,
+            self.group_bytes + group_rows * self.row_bytes,
+        )
+        return max(
+            0, int(groups) * group_rows + max(0, int((left - self.group_bytes) / self.row_bytes))
+        )
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether rows may be left out."""
+        return self.kept_rows < self.shard_rows
+
+    @property
+    def bytes(self) -> int:
+        """In the store, once the recording is finished."""
+        num_groups = ceil(self.kept_rows / recordings.ROW_GROUP_ROWS)
+        shard = self.shard_bytes + num_groups * self.group_bytes + self.kept_rows * self.row_bytes
+        return ceil(self.num_shards * shard)
+
+    @property
+    def whole_bytes(self) -> int:
+        """The same if every row were kept."""
+        return replace(self, kept_rows=self.shard_rows).bytes
+
+
+def estimate_recording(
+    store: Store,
+    policy_id: str,
+    factory: WorldFactory,
+    config: RecordingConfig,
+    *,
+    steps: CaptureSteps = EveryStep(),  # noqa: B008 - frozen
+) -> Estimate:
+    """How large the recording of that policy may become. Raises as `plan_recording` does."""
+    card = policies.read_card(store, policy_id)
+    check_sites(card.sites, config.sites)
+    return Estimate.of(card, factory, config, steps)
+
 
 def plan_recording(
     store: Store,
@@ -81,16 +202,31 @@ def plan_recording(
     With `replay_of`, the policy is not played but run open-loop over the episodes of that recording: it sees the same
     observations and its choices are ignored. That is how two policies are compared on the same states.
 
+    A recording that may be larger than `config` allows is planned as a sample, which is another recording; see
+    `interp.sampling`. As rows are chosen shard by shard, its id depends on the division into shards too.
+
     Raises:
-        ValueError: a site that the policy lacks, or a label that the world lacks.
+        ValueError: a site that the policy lacks, a label that the world lacks, a budget that is too small, or a
+            recording to replay that did not keep every step.
         FileNotFoundError: a policy, or a recording to replay, that is not in the store.
     """
     card = policies.read_card(store, policy_id)
     check_sites(card.sites, config.sites)
     inputs = {"policy": policy_id}
     if replay_of is not None:
-        recordings.open_manifest(store, replay_of)
+        check_replayable(recordings.open_manifest(store, replay_of).plan)
         inputs["replay_of"] = replay_of
+    estimate = Estimate.of(card, factory, config, steps)
+    sampling = (
+        {
+            "rows": estimate.kept_rows,
+            "label_share": config.label_share,
+            "salt": config.sample_salt,
+            "episodes_per_shard": config.episodes_per_shard,
+        }
+        if estimate.is_sample
+        else None
+    )
     seeds = list(config.env_seeds)
     block = config.episodes_per_shard
     return Plan(
@@ -102,6 +238,7 @@ def plan_recording(
             "steps": {"kind": type(steps).__name__, "every": getattr(steps, "every", 1)},
             "first_env_seed": config.first_env_seed,
             "num_episodes": config.num_episodes,
+            **({"sampling": sampling} if sampling else {}),
         },
         inputs=inputs,
         shards=tuple(
@@ -109,6 +246,23 @@ def plan_recording(
             for start in range(0, len(seeds), block)
         ),
     )
+
+
+def reservoir_of(plan: Plan) -> Reservoir | None:
+    """What chooses the rows of a sampled recording."""
+    sampling = plan.config.get("sampling")
+    if sampling is None:
+        return None
+    return Reservoir(**{name: sampling[name] for name in ("rows", "label_share", "salt")})
+
+
+def check_replayable(plan: Plan) -> None:
+    """ValueError if the recording did not keep every step."""
+    recordings.check_whole(plan, "a replay")
+    if plan.config["steps"]["kind"] != EveryStep.__name__:
+        raise ValueError(
+            f"recording {plan.recording_id} kept the steps {plan.config['steps']}; a replay needs every step"
+        )
 
 
 @dataclass(frozen=True)
@@ -159,6 +313,8 @@ class RecordShard:
                 site_widths=site_widths,
             )
         table = pa.concat_tables([tables[index] for index in sorted(tables)])
+        if (reservoir := reservoir_of(self.plan)) is not None:
+            table = reservoir.sample(table)
         return table.replace_schema_metadata({"recording_id": self.plan.recording_id})
 
     def _replayed_actions(self, store: Store) -> dict[int, Int32[np.ndarray, "T A"]]:
@@ -174,11 +330,7 @@ def recorded_actions(
     store: Store, manifest: Manifest, env_seeds: set[int]
 ) -> dict[int, Int32[np.ndarray, "T A"]]:
     """Actions of the episodes of those seeds. ValueError if the recording lacks one, or did not keep every step."""
-    if manifest.plan.config["steps"]["kind"] != EveryStep.__name__:
-        raise ValueError(
-            f"recording {manifest.plan.recording_id} kept the steps {manifest.plan.config['steps']}; "
-            "a replay needs every step"
-        )
+    check_replayable(manifest.plan)
     actions: dict[int, Int32[np.ndarray, "T A"]] = {}
     needed = ["env_seed", "agent", "action"]
     for receipt, shard in zip(manifest.receipts, manifest.plan.shards, strict=True):

@@ -4,6 +4,7 @@
                               data/<shard>-<sha16>.parquet  rows; the name is the content
                               receipts/<shard>.json         this shard is done, and these are its bytes
                               manifest.json                 all shards are done; readers look at nothing else
+                              manifests/<part>-<sha16>.json pages of a manifest that is too long for one object
 
 Every object is create-only, so a shard may be recorded twice, by two actors at once or again after a crash: the first
 receipt wins and the rows are counted once. To resume is to record the shards of the plan that have no receipt.
@@ -12,7 +13,7 @@ receipt wins and the rows are counted once. To resume is to record the shards of
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -20,11 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.backends import Conflict, Corrupt
+from cluster.fanout import in_threads
+from cluster.notes import Note, silent
 from cluster.store import Store
 from interp.identity import ID_DIGITS, canonical_json, content_id, parse_json, sha256
 
 VERSION = 1
 ROW_GROUP_ROWS = 8192
+MANIFEST_SHARDS = 4096
+"""Shards that one manifest lists by itself, in under 2 MB; one of more is divided into pages of so many. Part of
+the format: another number would give long recordings other digests."""
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +53,8 @@ class Plan:
     inputs: Mapping[str, str]
     """Role -> id of what the recording is made from, for instance "policy" -> "p-0123456789abcdef"."""
     shards: tuple[ShardPlan, ...]
+    part_of: str | None = None
+    """plan_id of the whole plan, if this is one shard of it; see `only`."""
 
     def __post_init__(self) -> None:
         names = [shard.shard for shard in self.shards]
@@ -68,18 +76,34 @@ class Plan:
     @cached_property
     def plan_id(self) -> str:
         """Hash of the work list too: a receipt of one division into shards is no receipt of another."""
-        return content_id("plan", self.to_record())
+        return self.part_of or content_id("plan", self.to_record())
+
+    @cached_property
+    def by_name(self) -> Mapping[str, ShardPlan]:
+        """The shards by their names."""
+        return {shard.shard: shard for shard in self.shards}
+
+    def only(self, shard: str) -> "Plan":
+        """What the recorder of one shard must know, small however long the plan is: `write_shard` takes it as well.
+
+        A task that carried the whole plan of 100,000 shards would carry 15 MB, and there are 100,000 tasks.
+        """
+        return replace(self, shards=(self.by_name[shard],), part_of=self.plan_id)
 
     def to_record(self) -> dict[str, Any]:
+        """Of a whole plan; one shard of a plan is nothing to keep."""
+        if self.part_of is not None:
+            raise ValueError(
+                f"one shard of {self.recording_id}: only its whole plan can be begun or committed"
+            )
         shards = [
             {"shard": shard.shard, "env_seeds": list(shard.env_seeds)} for shard in self.shards
         ]
-        return {
-            "version": VERSION,
-            "config": dict(self.config),
-            "inputs": dict(self.inputs),
-            "shards": shards,
-        }
+        return {**self.head(), "shards": shards}
+
+    def head(self) -> dict[str, Any]:
+        """The record without the shards."""
+        return {"version": VERSION, "config": dict(self.config), "inputs": dict(self.inputs)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], *, source: str) -> Self:
@@ -142,7 +166,7 @@ class Receipt:
         return cls(**record)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A finished recording: the only thing that a reader trusts."""
 
@@ -185,11 +209,61 @@ class Manifest:
         return sum(receipt.rows for receipt in self.receipts)
 
     @property
+    def data_bytes(self) -> int:
+        return sum(receipt.bytes for receipt in self.receipts)
+
+    @property
     def data_keys(self) -> list[str]:
         return [receipt.key for receipt in self.receipts]
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over everything that the manifest says, which is also in it: same digest, same rows, same bytes."""
+        return sha256(canonical_json(self.to_record()))
+
+    @cached_property
+    def pages(self) -> Mapping[str, bytes]:
+        """Key -> content of the objects that a long manifest lists instead of its shards; none of a short one."""
+        shards, receipts = self.plan.to_record()["shards"], self.receipts
+        if len(shards) <= MANIFEST_SHARDS:
+            return {}
+        contents = (
+            canonical_json({"shards": shards[start:stop], "receipts": receipts[start:stop]})
+            for start, stop in (
+                (start, start + MANIFEST_SHARDS) for start in range(0, len(shards), MANIFEST_SHARDS)
+            )
+        )
+        folder = f"{_folder(self.recording_id)}/manifests"
+        return {
+            f"{folder}/{number:05d}-{sha256(content)[:ID_DIGITS]}.json": content
+            for number, content in enumerate(contents)
+        }
+
     def to_record(self) -> dict[str, Any]:
-        return {"plan": self.plan.to_record(), "receipts": list(self.receipts), "rows": self.rows}
+        """What `manifest.json` says, its own hash apart: all of it, or, if it is long, where its pages are."""
+        if not self.pages:
+            return {
+                "plan": self.plan.to_record(),
+                "receipts": list(self.receipts),
+                "rows": self.rows,
+            }
+        return {
+            "plan": self.plan.head(),
+            "pages": [
+                {"key": key, "sha256": sha256(content)} for key, content in self.pages.items()
+            ],
+            "shards": len(self.receipts),
+            "rows": self.rows,
+        }
+
+
+def check_whole(plan: Plan, purpose: str) -> None:
+    """ValueError if the recording is a sample of its rows, which that purpose cannot do with."""
+    if (sampling := plan.config.get("sampling")) is not None:
+        raise ValueError(
+            f"recording {plan.recording_id} is a sample of at most {sampling['rows']} rows a shard; {purpose} needs "
+            "every row: record without max_bytes and rows_per_shard"
+        )
 
 
 def begin(store: Store, plan: Plan) -> None:
@@ -210,7 +284,7 @@ def write_shard(store: Store, plan: Plan, shard: str, table: pa.Table) -> Receip
 
     If another writer's receipt is there already it stands, and is returned; a warning says so if its rows differ.
     """
-    if shard not in {planned.shard for planned in plan.shards}:
+    if shard not in plan.by_name:
         raise ValueError(f"shard {shard!r} is not in the plan of {plan.recording_id}")
     content = parquet_bytes(table)
     digest = sha256(content)
@@ -243,6 +317,49 @@ def missing_shards(store: Store, plan: Plan) -> tuple[ShardPlan, ...]:
     return tuple(shard for shard in plan.shards if plan.receipt_key(shard.shard) not in done)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far a recording has come."""
+
+    recording_id: str
+    plan: Plan | None
+    """None if there are objects of it but no plan: what an earlier removal left."""
+    manifest: Manifest | None
+    """None if it is not finished."""
+    num_done: int
+    """Shards with a receipt."""
+
+
+def known_ids(store: Store) -> Sequence[str]:
+    """Recordings of which the store has anything, finished or not."""
+    return store.folders("recordings")
+
+
+def status(store: Store, recording_id: str) -> Status:
+    """FileNotFoundError if the store has nothing of that recording."""
+    try:
+        manifest = open_manifest(store, recording_id)
+    except FileNotFoundError:
+        manifest = None
+    if manifest is not None:
+        return Status(
+            recording_id=recording_id,
+            plan=manifest.plan,
+            manifest=manifest,
+            num_done=len(manifest.receipts),
+        )
+    try:
+        plan = open_plan(store, recording_id)
+    except FileNotFoundError:
+        plan = None
+    num_done = len(store.list(f"{_folder(recording_id)}/receipts"))
+    if plan is None and not num_done and recording_id not in known_ids(store):
+        raise FileNotFoundError(
+            f"recording {recording_id} is not in store {store.url}; `sparsight recordings list` shows what is"
+        )
+    return Status(recording_id=recording_id, plan=plan, manifest=None, num_done=num_done)
+
+
 def commit(store: Store, plan: Plan) -> Manifest:
     """Publish the recording. ValueError if a shard has no receipt; to commit twice changes nothing."""
     begin(store, plan)
@@ -251,11 +368,13 @@ def commit(store: Store, plan: Plan) -> Manifest:
             f"recording {plan.recording_id}: {len(missing)} of {len(plan.shards)} shards have no receipt, first "
             f"{missing[0].shard}; record them, then commit"
         )
-    receipts = tuple(_read_receipt(store, plan, shard.shard) for shard in plan.shards)
+    receipts = read_receipts(store, plan, plan.shards)
     manifest = Manifest(plan=plan, receipts=receipts)
     check_present(store, manifest)
-    record = manifest.to_record()
-    store.ensure(manifest.key, canonical_json({**record, "sha256": sha256(canonical_json(record))}))
+    for key, content in manifest.pages.items():
+        store.ensure(key, content)
+    record = {**manifest.to_record(), "sha256": manifest.digest}
+    store.ensure(manifest.key, canonical_json(record))
     return manifest
 
 
@@ -268,17 +387,27 @@ def open_manifest(store: Store, recording_id: str) -> Manifest:
         )
     try:
         record = parse_json(store.get(key), source=key)
-        _expect(record, key, plan=dict, receipts=list, rows=int, sha256=str)
-        digest = record.pop("sha256")
+        digest = record.pop("sha256", None)
         if sha256(canonical_json(record)) != digest:
             raise Corrupt(
                 f"{key}: sha256 does not match its content; it was altered after the commit"
             )
-        plan = Plan.from_record(record["plan"], source=f"{key}: plan")
+        if "pages" in record:
+            _expect(record, key, plan=dict, pages=list, shards=int, rows=int)
+            shards, listed = _read_pages(store, record["pages"], key)
+            if len(shards) != record["shards"]:
+                raise Corrupt(
+                    f"{key}: says {record['shards']} shards, its pages have {len(shards)}"
+                )
+            plan_record = {**record["plan"], "shards": shards}
+        else:
+            _expect(record, key, plan=dict, receipts=list, rows=int)
+            plan_record, listed = record["plan"], record["receipts"]
+        plan = Plan.from_record(plan_record, source=f"{key}: plan")
         _check_id(plan, recording_id, key)
         receipts = tuple(
             Receipt.from_record(receipt, source=f"{key}: receipts[{index}]")
-            for index, receipt in enumerate(record["receipts"])
+            for index, receipt in enumerate(listed)
         )
         manifest = Manifest(plan=plan, receipts=receipts)
     except ValueError as error:
@@ -288,16 +417,52 @@ def open_manifest(store: Store, recording_id: str) -> Manifest:
     return manifest
 
 
+def _read_pages(
+    store: Store, pages: Sequence[Mapping[str, Any]], source: str
+) -> tuple[list[Any], list[Any]]:
+    """Shards and receipts of all pages, in order; Corrupt if a page is not the one that was committed."""
+    for index, page in enumerate(pages):
+        _expect(page, f"{source}: pages[{index}]", key=str, sha256=str)
+
+    def read(page: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            content = store.get(page["key"])
+        except FileNotFoundError as error:
+            raise Corrupt(f"{page['key']}: missing, but {source} lists it") from error
+        if sha256(content) != page["sha256"]:
+            raise Corrupt(f"{page['key']}: sha256 differs from {source}; its bytes were altered")
+        return parse_json(content, source=page["key"])
+
+    shards: list[Any] = []
+    receipts: list[Any] = []
+    for content in in_threads(read, pages, large=True):
+        shards += content["shards"]
+        receipts += content["receipts"]
+    return shards, receipts
+
+
 def check_present(store: Store, manifest: Manifest) -> None:
     """The quick half of `verify`: every object is there and has its size."""
+    listed = store.inventory(f"{_folder(manifest.recording_id)}/data")
+    bytes_of = {entry.key: entry.bytes for entry in listed}
     for receipt in manifest.receipts:
-        _check_size(receipt, store.size(receipt.key))
+        _check_size(receipt, bytes_of.get(receipt.key))
 
 
-def verify(store: Store, manifest: Manifest) -> None:
-    """Read every byte: sizes, hashes, schemas and row counts are those of the manifest, or Corrupt names the key."""
-    for receipt in manifest.receipts:
-        read_shard(store, receipt)
+def verify(store: Store, manifest: Manifest, note: Note = silent, *, threads: int = 4) -> None:
+    """Read every byte: sizes, hashes, schemas and row counts are those of the manifest, or Corrupt names the key.
+
+    As many shards are in memory at once as there are threads, and as many again.
+    """
+    done = in_threads(
+        lambda receipt: read_shard(store, receipt).num_rows,
+        manifest.receipts,
+        threads=threads,
+        large=True,
+    )
+    for number, receipt in enumerate(manifest.receipts):
+        next(done)
+        note(number + 1, len(manifest.receipts), receipt.shard)
 
 
 def shard_tables(
@@ -331,6 +496,19 @@ def read_shard(store: Store, receipt: Receipt, columns: Sequence[str] | None = N
     return table.select(list(columns)) if columns is not None else table
 
 
+def read_columns(store: Store, receipt: Receipt, columns: Sequence[str]) -> pa.Table:
+    """Some columns of one shard, for much less than its whole: the number of rows is checked, the hash is not."""
+    address, filesystem = store.address(receipt.key), store.backend.filesystem()
+    try:
+        with pq.ParquetFile(address, filesystem=filesystem) as file:
+            table = file.read(columns=list(columns))
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise Corrupt(f"{receipt.key}: missing or not Parquet: {error}") from error
+    if table.num_rows != receipt.rows:
+        raise Corrupt(f"{receipt.key}: {table.num_rows} rows, the manifest says {receipt.rows}")
+    return table
+
+
 def parquet_bytes(table: pa.Table) -> bytes:
     """Parquet of a table: the same bytes for equal tables, however they were put together.
 
@@ -351,6 +529,11 @@ def parquet_bytes(table: pa.Table) -> bytes:
         write_statistics=repetitive,  # pyright: ignore[reportArgumentType] - likewise
     )
     return sink.getvalue()
+
+
+def read_receipts(store: Store, plan: Plan, shards: Sequence[ShardPlan]) -> tuple[Receipt, ...]:
+    """Receipts of those shards of a plan, in their order. Corrupt if one cannot be read."""
+    return tuple(in_threads(lambda shard: _read_receipt(store, plan, shard.shard), shards))
 
 
 def _read_receipt(store: Store, plan: Plan, shard: str) -> Receipt:

@@ -8,7 +8,7 @@ process, so neither an address nor a pickled store holds a secret.
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +26,7 @@ from botocore.exceptions import (
 from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
-from cluster.backends import StoreError
+from cluster.backends import Entry, StoreError
 from interp.identity import sha256
 
 CONNECT_TIMEOUT_S = 3
@@ -110,6 +110,25 @@ class S3Prefix:
         with self._explained(folder):
             found = _filesystem().find(self._path(folder) if folder else self._path("").rstrip("/"))
         return [path.removeprefix(self._path("")) for path in found]
+
+    def folders(self, folder: str) -> Sequence[str]:
+        path = self._path(folder) if folder else self._path("").rstrip("/")
+        try:
+            with self._explained(folder or "."):
+                found: Any = _filesystem().ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        return [Path(one["name"]).name for one in found if one["type"] == "directory"]
+
+    def inventory(self, folder: str) -> Sequence[Entry]:
+        with self._explained(folder):
+            found: Any = _filesystem().find(
+                self._path(folder) if folder else self._path("").rstrip("/"), detail=True
+            )
+        return sorted(
+            Entry(path.removeprefix(self._path("")), one["size"], one["LastModified"].timestamp())
+            for path, one in found.items()
+        )
 
     def delete(self, key: str) -> None:
         with self._explained(key):

@@ -120,8 +120,12 @@ def steered_latent(dictionary: Dictionary, concept: Mapping[str, Any]) -> Steere
 def read_tracks(
     store: Store, recording_id: str, *, site: str, labels: Sequence[str], stride_steps: int
 ) -> Tracks:
-    """Tracks of a recording from its verified shards; ValueError if the site or a label was not recorded."""
+    """Tracks of a recording from its verified shards.
+
+    ValueError if the site or a label was not recorded, or if the recording is a sample of its rows.
+    """
     manifest = recordings.open_manifest(store, recording_id)
+    recordings.check_whole(manifest.plan, "scoring by episodes")
     for kind, name, known in (
         ("site", site, manifest.plan.config["site_widths"]),
         *(("label", label, manifest.plan.config["labels"]) for label in labels),

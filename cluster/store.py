@@ -8,14 +8,16 @@ holds what an unfinished job needs to go on and is of no use afterwards.
 import errno
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cluster.backends import Backend, Conflict, LocalFolder, StoreError
+from cluster.backends import Backend, Conflict, Entry, LocalFolder, StoreError
 
 REPLACEABLE = ("studies/", "scratch/")
 """Pointers, and what a running job keeps to be able to go on; everything else is written once."""
+REMOVABLE = ("recordings/", "scratch/")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _URL_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
@@ -107,6 +109,14 @@ class Store:
             )
         self.backend.replace(_safe(key), content)
 
+    def remove(self, key: str) -> None:
+        """Take away an object that nothing refers to, or find it gone. Of finished work only `cluster.garbage` may."""
+        if not key.startswith(REMOVABLE):
+            raise ValueError(
+                f"key {key!r}: only objects below {' and '.join(REMOVABLE)} may be removed"
+            )
+        self.backend.delete(_safe(key))
+
     def get(self, key: str) -> bytes:
         try:
             return self.backend.get(_safe(key))
@@ -123,6 +133,14 @@ class Store:
     def list(self, folder: str = "") -> list[str]:
         """Sorted keys of all objects below a folder; none if there is no such folder."""
         return sorted(self.backend.list(_safe(folder) if folder else folder))
+
+    def folders(self, folder: str = "") -> Sequence[str]:
+        """Sorted names of the folders in a folder; for the cost of one request, however full they are."""
+        return sorted(self.backend.folders(_safe(folder) if folder else folder))
+
+    def inventory(self, folder: str) -> Sequence[Entry]:
+        """All objects below a folder with their sizes and times of modification."""
+        return self.backend.inventory(_safe(folder))
 
     def address(self, key: str) -> str:
         """Where the object is, or would be, for people: a path or a URL."""

@@ -32,7 +32,14 @@ from ray.tune.experiment import Trial
 
 from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
 from interp.dictionaries.metrics import DensitySummary
-from interp.dictionaries.training import CurvePoint, Progress, SaeConfig, Trainer, check_rows
+from interp.dictionaries.training import (
+    CurvePoint,
+    Normalisation,
+    Progress,
+    SaeConfig,
+    Trainer,
+    check_rows,
+)
 
 _STATE_FILE = "trainer.pt"
 # After a crash Tune goes by an index that may be a few checkpoints old; with few kept it would point at deleted ones.
@@ -86,9 +93,14 @@ class StagedRows:
             sha256=_file_sha256(str(path), path.stat().st_mtime_ns, path.stat().st_size),
         )
 
-    def open(self) -> np.ndarray:
-        """Maps the rows read-only, after checking that this node has the right file."""
+    def open(self, restage: Callable[[], object] | None = None) -> np.ndarray:
+        """Maps the rows read-only, after checking that this node has the right file.
+
+        `restage` is called on a node that has none, and must put it there.
+        """
         path = Path(self.path)
+        if not path.exists() and restage is not None:
+            restage()
         if not path.exists():
             raise ValueError(
                 f"rows {self.path} not on node {os.uname().nodename}; stage the file on every node"
@@ -109,6 +121,10 @@ class Inputs:
     held_out: StagedRows
     site: str
     seed: int
+    known: Normalisation | None
+    """Of the train rows; None if every trial is to compute it."""
+    restage: Callable[[], object] | None
+    """Puts both files on a node that lacks them."""
 
 
 class SaeTrial(tune.Trainable):
@@ -133,8 +149,8 @@ class SaeTrial(tune.Trainable):
     @cached_property
     def _trainer(self) -> Trainer:
         inputs = self._inputs
-        rows = inputs.train.open(), inputs.held_out.open()
-        return Trainer(self._config, *rows, site=inputs.site, seed=inputs.seed)
+        rows = inputs.train.open(inputs.restage), inputs.held_out.open(inputs.restage)
+        return Trainer(self._config, *rows, site=inputs.site, seed=inputs.seed, known=inputs.known)
 
     def step(self) -> dict[str, Any]:
         """The next report, in plain values; its `done` is also what tells Tune that the trial is over."""
@@ -166,14 +182,18 @@ def sweep(
     storage_path: str | Path,
     name: str,
     seed: int,
+    known: Normalisation | None = None,
+    restage: Callable[[], object] | None = None,
     max_concurrent: int | None = None,
     on_progress: Callable[[TrialProgress], None] | None = None,
 ) -> list[TrialResult]:
     """Trains every config on the same rows and seed; results in the order of `configs`.
 
-    Ray must be running. `max_concurrent` is as many trials as there are CPUs unless given. `storage_path` is a folder,
-    or a URL that every node can write. Ctrl-C raises KeyboardInterrupt once the state is saved; call again to go on
-    (with the `max_concurrent` of the first call, which Tune keeps).
+    Ray must be running. `known` is the normalisation of the train rows if that was computed before. `restage` is called
+    on a node without the files and must put them at the same paths there. `max_concurrent` is as many trials as there
+    are CPUs unless given. `storage_path` is a folder, or a URL that every node can write. Ctrl-C raises
+    KeyboardInterrupt once the state is saved; call again to go on (with the `max_concurrent` of the first call, which
+    Tune keeps).
     """
     if not ray.is_initialized():
         raise ValueError("Ray is not running; call ray.init before a sweep")
@@ -186,6 +206,8 @@ def sweep(
         held_out=StagedRows.of(held_out_path),
         site=site,
         seed=seed,
+        known=known,
+        restage=restage,
     )
     check_rows(inputs.train.open(), inputs.held_out.open())
     storage = str(storage_path) if "://" in str(storage_path) else str(Path(storage_path).resolve())

@@ -32,6 +32,8 @@ KEY_FIELDS = (
 )
 LABEL_PREFIX = "label."
 SITE_PREFIX = "site."
+# Last column of a sampled recording only: the probability with which the row was kept; see interp/sampling.py.
+INCLUSION_FIELD = pa.field("inclusion", pa.float64(), nullable=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,17 +112,21 @@ def check_sites(known: Collection[str], sites: Collection[str]) -> None:
 
 def roll(
     policy: Policy,
-    world: World,
+    world: World | tuple[World, ...],
     trials: Sequence[Trial],
     capture: Capture = Capture(),
 ) -> Iterator[Episode]:
     """Plays every trial once and yields its episode as soon as it ends; `Episode.index` tells which trial it was.
 
+    With several batches of worlds, of one kind, the policy computes for one while another is stepped. That pays if the
+    policy is on a GPU; it never changes a number.
+
     Raises:
         ValueError: a site that the policy lacks, a world that it cannot play in, or an edit whose width is not the
             site's. Before anything is played.
     """
-    asked, policy = policy, fitted(policy, world.spec)
+    worlds = world if isinstance(world, tuple) else (world,)
+    asked, policy = policy, fitted(policy, worlds[0].spec)
     check_sites(
         policy.sites, [*capture.sites, *(edit.site for trial in trials for edit in trial.edits)]
     )
@@ -132,7 +136,22 @@ def roll(
                 raise ValueError(
                     f"edit of {edit.site} has width {edit.write_D.shape}, but the site has {policy.sites[edit.site]}"
                 )
-    return _Batch(policy, world, trials, capture, known_as=asked).play()
+    waiting = iter(range(len(trials)))
+    return _play(
+        [_Batch(policy, world, trials, waiting, capture, known_as=asked) for world in worlds]
+    )
+
+
+def _play(batches: Sequence["_Batch"]) -> Iterator[Episode]:
+    """Turn by turn: what a batch launches is computed while the others are stepped."""
+    for batch in batches:
+        batch.begin()
+        batch.launch()
+    while any(batch.is_busy for batch in batches):
+        for batch in batches:
+            if batch.is_busy:
+                yield from batch.finish()
+                batch.launch()
 
 
 @dataclass(slots=True)
@@ -151,13 +170,14 @@ class _Tile:
 
 
 class _Batch:
-    """The worlds of one call of `roll`: each plays one trial after the other until none is left."""
+    """Worlds that are stepped together: each plays one trial after the other until none is left."""
 
     def __init__(
         self,
         policy: Policy,
         world: World,
         trials: Sequence[Trial],
+        waiting: Iterator[int],
         capture: Capture,
         *,
         known_as: Policy,
@@ -166,7 +186,9 @@ class _Batch:
         self._known_as = known_as
         self._world = world
         self._trials = trials
+        self._waiting = waiting
         self._capture = capture
+        on_gpu = policy.device.type == "cuda"
         spec = world.spec
         self._agents = spec.num_agents
         num_worlds = world.num_worlds
@@ -174,7 +196,7 @@ class _Batch:
         self._tiles: list[_Tile] = []
         edited = {edit.site for trial in trials for edit in trial.edits}
         self._edits = RowEdits(
-            rows + FULL_BATCH_ROWS, {site: policy.sites[site] for site in edited}
+            rows + FULL_BATCH_ROWS, {site: policy.sites[site] for site in edited}, policy.device
         )  # more rows than the batch has, for those that pad its last pass
         self._trial_of = np.full(num_worlds, -1)  # -1: idle
         self._forced: dict[int, Int32[np.ndarray, "T A"]] = {}
@@ -187,33 +209,46 @@ class _Batch:
         self._action = np.zeros((ring, rows), np.int32)
         self._reward = np.zeros((ring, rows), np.float32)
         self._done = np.zeros((ring, rows), np.bool_)
+        # Pinned if a GPU is to write to it while this process steps other worlds.
         self._activation = {
             site: torch.empty(
-                ring, rows, policy.sites[site], dtype=getattr(torch, capture.precision)
+                ring,
+                rows,
+                policy.sites[site],
+                dtype=getattr(torch, capture.precision),
+                pin_memory=on_gpu,
             )
             for site in capture.sites
         }
-        self._logits = np.zeros((rows, len(spec.action_names)), np.float32)
+        self._logits_RN = torch.zeros(rows, len(spec.action_names), pin_memory=on_gpu)
+        self._computed = torch.cuda.Event() if on_gpu else None
+        self._clock = 0
 
-    def play(self) -> Iterator[Episode]:
-        waiting = iter(range(len(self._trials)))
+    @property
+    def is_busy(self) -> bool:
+        return bool((self._trial_of >= 0).any())
+
+    def begin(self) -> None:
+        """Starts the first trials."""
         for slot in range(self._world.num_worlds):
-            self._start(slot, next(waiting, None))
+            self._start(slot, next(self._waiting, None))
         self._lay_tiles()
-        clock = 0
-        while (self._trial_of >= 0).any():
-            at = clock % len(self._action)
-            self._forward(at)
-            action_R = self._choose()
-            self._world.step(action_R)
-            self._action[at] = action_R
-            self._reward[at] = self._world.reward_R
-            self._done[at] = self._world.done_R
-            clock += 1
-            self._t_of += 1
-            for slot in self._ended_slots():
-                yield self._cut(slot, clock)
-                self._start(slot, next(waiting, None))
+
+    def finish(self) -> Iterator[Episode]:
+        """Waits for what was launched, plays the step, and cuts out the episodes that end with it."""
+        if self._computed is not None:
+            self._computed.synchronize()
+        at = self._clock % len(self._action)
+        action_R = self._choose()
+        self._world.step(action_R)
+        self._action[at] = action_R
+        self._reward[at] = self._world.reward_R
+        self._done[at] = self._world.done_R
+        self._clock += 1
+        self._t_of += 1
+        for slot in self._ended_slots():
+            yield self._cut(slot)
+            self._start(slot, next(self._waiting, None))
 
     def _lay_tiles(self) -> None:
         """Divides the batch into passes; its first observations tell how large they may be."""
@@ -266,8 +301,9 @@ class _Batch:
                     for memory in tile.state:
                         memory[first:last] = 0
 
-    def _forward(self, at: int) -> None:
-        """One step of the policy on every row: logits, and what is captured in the rings at `at`."""
+    def launch(self) -> None:
+        """One step of the policy on every row: logits, and what is captured in the rings. A GPU may still be at it."""
+        at = self._clock % len(self._action)
         with torch.inference_mode():
             for tile in self._tiles:
                 if (self._trial_of[tile.worlds] < 0).all():
@@ -283,9 +319,11 @@ class _Batch:
                 )
                 step = self._policy.step(observation_R, tile.state, tap)
                 tile.state = step.state
-                self._logits[rows] = step.logits_RN[:num_rows].numpy()
+                self._logits_RN[rows].copy_(step.logits_RN[:num_rows], non_blocking=True)
                 for site, ring in self._activation.items():
-                    ring[at, rows].copy_(tap.activations[site][:num_rows])
+                    ring[at, rows].copy_(tap.activations[site][:num_rows], non_blocking=True)
+        if self._computed is not None:
+            self._computed.record()
 
     def _choose(self) -> Int32[np.ndarray, " R"]:
         step_in_block = self._t_of % BLOCK_STEPS
@@ -299,7 +337,8 @@ class _Batch:
             noise_EAN = self._noise[:, step_in_block[0]]
         else:
             noise_EAN = self._noise[np.arange(len(self._noise)), step_in_block]
-        action_R = (self._logits + noise_EAN.reshape(self._logits.shape)).argmax(1).astype(np.int32)
+        logits_RN = self._logits_RN.numpy()
+        action_R = (logits_RN + noise_EAN.reshape(logits_RN.shape)).argmax(1).astype(np.int32)
         for slot, forced_TA in self._forced.items():
             rows = slice(slot * self._agents, (slot + 1) * self._agents)
             action_R[rows] = forced_TA[self._t_of[slot]]
@@ -309,10 +348,10 @@ class _Batch:
         done_E = self._world.done_R.reshape(-1, self._agents).all(1)
         return [int(slot) for slot in np.flatnonzero(done_E & (self._trial_of >= 0))]
 
-    def _cut(self, slot: int, clock: int) -> Episode:
+    def _cut(self, slot: int) -> Episode:
         num_steps = int(self._t_of[slot])
         rows = slice(slot * self._agents, (slot + 1) * self._agents)
-        at_T = np.arange(clock - num_steps, clock) % len(self._action)
+        at_T = np.arange(self._clock - num_steps, self._clock) % len(self._action)
         captured_t = self._capture.steps.steps(num_steps)
         trial_index = int(self._trial_of[slot])
         return Episode(

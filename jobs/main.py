@@ -15,7 +15,7 @@ VERBS = {
     "train-demo": ("jobs.train_demo", "train demo policies by recurrent PPO"),
     "policies": ("jobs.policies", "list, show or fetch policies: files, W&B runs, S3"),
     "record": ("jobs.record", "play a policy and record its activations with ground truth"),
-    "recordings": ("jobs.recordings", "list, show or verify recordings"),
+    "recordings": ("jobs.recordings", "list, show or verify recordings; remove what is of no use"),
     "export": ("jobs.export", "write a recording for other tools: Parquet, npy, Hugging Face"),
     "sweep": ("jobs.sweep", "train sparse autoencoders on a recording"),
     "report": ("jobs.report", "draw the report of a study again"),

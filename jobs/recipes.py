@@ -121,6 +121,12 @@ class PipelineConfig:
                 f"sweep.site is {self.sweep.site!r}, but record.sites are {', '.join(self.record.sites)}; "
                 "record the site that is to be decomposed"
             )
+        for name in ("max_bytes", "rows_per_shard"):
+            if (limit := getattr(self.record, name)) is not None:
+                raise ValueError(
+                    f"record.{name} is {limit}: a pipeline replays and scores whole episodes, which a sample of rows "
+                    "does not have; leave it out, or use `sparsight record`"
+                )
         seeds = {
             "evaluate": range(
                 self.evaluate.first_env_seed,

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import tyro
+from rich.filesize import decimal
 
 from cluster import policies
 from cluster.laboratory import Laboratory
-from cluster.recorder import RecordingConfig, plan_recording
+from cluster.recorder import Estimate, RecordingConfig, estimate_recording, plan_recording
 from cluster.store import Store
 from interp.rollout import CaptureSteps, EveryStep
 from interp.worlds.catalogue import load_world
@@ -46,8 +47,10 @@ def main(arguments: Sequence[str]) -> None:
     policies.load(
         store, config.policy
     )  # one that cannot be opened is refused here, and not by an actor
+    estimate = estimate_recording(store, config.policy, factory, config.record, steps=config.steps)
     plan = plan_recording(store, config.policy, factory, config.record, steps=config.steps)
     reporter = Reporter()
+    reporter.say(describe(estimate))
     laboratory = Laboratory(
         store,
         num_actors=config.actors,
@@ -58,3 +61,15 @@ def main(arguments: Sequence[str]) -> None:
         (manifest,) = laboratory.record([(plan, factory)], stage.update, steps=config.steps)
     reporter.done("record", f"{manifest.rows:,} rows of {config.record.num_episodes} episodes")
     print(manifest.plan.recording_id)
+
+
+def describe(estimate: Estimate) -> str:
+    """How large the recording may become, and what is done about it."""
+    rows = estimate.num_shards * estimate.shard_rows
+    size = f"at most {rows:,} rows and {decimal(estimate.whole_bytes)} in {estimate.num_shards:,} shards"
+    if not estimate.is_sample:
+        return size
+    return (
+        f"{size}; sampled to at most {estimate.kept_rows:,} of {estimate.shard_rows:,} rows a shard, "
+        f"{decimal(estimate.bytes)} in all"
+    )

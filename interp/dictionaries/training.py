@@ -14,7 +14,7 @@ import json
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -149,12 +149,29 @@ class CurvePoint:
         return cls(**{field.name: getattr(progress, field.name) for field in fields(cls)})
 
 
+class Normalisation(NamedTuple):
+    """What is subtracted from rows and what they are then divided by."""
+
+    mean_D: Float32[Tensor, " D"]
+    """Mean of each coordinate."""
+    scale: float
+    """Root mean square of a centred coordinate over all rows and coordinates."""
+
+
 class Trainer:
     """A run that can be stepped, watched, stopped and resumed."""
 
     def __init__(
-        self, config: SaeConfig, train_ND: Rows, held_out_ND: Rows, *, site: str, seed: int
+        self,
+        config: SaeConfig,
+        train_ND: Rows,
+        held_out_ND: Rows,
+        *,
+        site: str,
+        seed: int,
+        known: Normalisation | None = None,
     ) -> None:
+        """`known` is `normalisation(train_ND)` if that is known already: it takes a pass over all train rows."""
         check_rows(train_ND, held_out_ND)
         num_rows, d_in = train_ND.shape
         self.config = config
@@ -163,7 +180,7 @@ class Trainer:
         self.step = 0
         self._train_ND = train_ND
         self._held_out_ND = held_out_ND
-        self._mean_D, self._scale = normalisation(train_ND)
+        self._mean_D, self._scale = known or normalisation(train_ND)
         self._order = Shuffle(num_rows, seed=seed)
         generator = torch.Generator().manual_seed(_stream(seed, _WEIGHTS_STREAM))
         self._sae = Autoencoder(d_in=d_in, d_sae=config.d_sae, generator=generator)
@@ -374,8 +391,8 @@ class Shuffle:
         return np.sort(np.concatenate(parts))
 
 
-def normalisation(rows_ND: Rows) -> tuple[Float32[Tensor, " D"], float]:
-    """Mean of each coordinate, and the root mean square of a centred coordinate over all rows and coordinates."""
+def normalisation(rows_ND: Rows) -> Normalisation:
+    """Of all rows, block after block in float64: two passes over the first block, one over the others."""
     guess_D = next(blocks(rows_ND)).double().mean(0)
     sum_D = torch.zeros_like(guess_D)
     square = 0.0
@@ -394,7 +411,7 @@ def normalisation(rows_ND: Rows) -> tuple[Float32[Tensor, " D"], float]:
         raise ValueError(
             f"all {num_rows} train rows are equal: nothing to learn; record other episodes"
         )
-    return (guess_D + shift_D).float(), variance**0.5
+    return Normalisation((guess_D + shift_D).float(), variance**0.5)
 
 
 def check_rows(train_ND: Rows, held_out_ND: Rows) -> None:

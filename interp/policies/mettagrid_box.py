@@ -315,7 +315,7 @@ class BoxNetwork(PlacedNetwork):
         row_at, token_at = np.nonzero(location != PADDING)
         place = location[row_at, token_at]
         box_R[row_at, feature[row_at, token_at], place >> 4, place & 15] = value[row_at, token_at]
-        return torch.from_numpy(box_R)
+        return self.receive(box_R)
 
     def _score(self, actor_RA: Float[Tensor, "R A"]) -> Float[Tensor, "R N"]:
         """Every action by the product of a query with its embedding."""

@@ -148,7 +148,7 @@ class FlatNetwork(TokenNetwork):
         return initial_memory(self._rnn, num_rows) if self.architecture.recurrent else ()
 
     def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step:
-        tokens_RN = torch.from_numpy(observation_R).flatten(1).float() / 255
+        tokens_RN = self.receive(observation_R).flatten(1).float() / 255
         if self.architecture.recurrent:
             x_RD = tap("encoder", self._net(tokens_RN))
             h_RD, state = remember("lstm", self._rnn, x_RD, state, tap)

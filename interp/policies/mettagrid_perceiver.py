@@ -333,7 +333,7 @@ class PerceiverNetwork(PlacedNetwork):
         self, observation_R: UInt8[np.ndarray, "R N 3"]
     ) -> tuple[Float[Tensor, "R N T"], Bool[Tensor, "R N"]]:
         """Features of every token, zero where there is none, and where there is none."""
-        tokens = torch.from_numpy(observation_R)
+        tokens = self.receive(observation_R)
         location, feature = tokens[..., 0], tokens[..., 1].long()
         is_padding_RN = location == PADDING
         norm = self._at("obs_shim_tokens.func.attr_val_normer").get_buffer("_norm_factors")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -37,6 +38,11 @@ class Policy(Protocol):
     @property
     def action_names(self) -> tuple[str, ...]: ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and what it returns is."""
+        ...
+
     def initial_state(self, num_rows: int) -> State:
         """Zero memory at the start of an episode."""
         ...
@@ -61,5 +67,20 @@ class PolicyNetwork(nn.Module, ABC):
     @abstractmethod
     def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step: ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; the CPU if it has none."""
+        weight = next(self.parameters(), None)
+        return torch.device("cpu") if weight is None else weight.device
+
+    def receive(self, values: np.ndarray) -> Tensor:
+        """An array where the weights are: itself on a CPU, a copy on a GPU, under way if its memory is pinned."""
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+    def move(self, device: torch.device) -> None:
+        """Puts weights, and what is kept of them, on a device."""
+        self.to(device)
+        self.refresh()
+
     def refresh(self) -> None:
-        """Rebuilds what `step` keeps of the weights, if anything; called after they change."""
+        """Rebuilds what `step` keeps of the weights, if anything; called after they change or move."""

@@ -28,7 +28,8 @@ def memory_sites(name: str, module: RecurrentLayer) -> dict[str, int]:
 def initial_memory(module: RecurrentLayer, num_rows: int) -> State:
     """Zeros."""
     num_tensors = (2 if _has_cell_state(module) else 1) * _num_layers(module)
-    return tuple(zeros(num_rows, module.hidden_size) for _ in range(num_tensors))
+    device = next(module.parameters()).device
+    return tuple(zeros(num_rows, module.hidden_size, device=device) for _ in range(num_tensors))
 
 
 def remember(

@@ -210,7 +210,7 @@ class RllibLstmPolicy(PolicyNetwork):
                 f"the policy observes {self.architecture.num_observations} numbers, but the world shows "
                 f"{list(observation_R.shape[1:])}; play it in the world that it was trained in"
             )
-        observation_RD = torch.from_numpy(observation_R).float()
+        observation_RD = self.receive(observation_R).float()
         x_RD = tap("encoder", self._actor.tokenizer(observation_RD))
         h_RD, memory = remember("lstm", self._actor.lstm, x_RD, state[:2], tap)
         critic = self._critic

@@ -267,7 +267,7 @@ class Sb3RecurrentPolicy(PolicyNetwork):
                 f"the policy observes {self.architecture.num_observations} numbers, but the world shows "
                 f"{list(observation_R.shape[1:])}; play it in the world that it was trained in"
             )
-        x_RD = tap("encoder", torch.from_numpy(observation_R).float())
+        x_RD = tap("encoder", self.receive(observation_R).float())
         h_RD, memory = remember("lstm", self.lstm_actor, x_RD, state, tap)
         critic_RD = h_RD
         if self.architecture.critic == "lstm":

@@ -105,16 +105,19 @@ class RowEdits:
     `set_row` changes one row between steps; `tile` gives the part that belongs to a range of rows.
     """
 
-    def __init__(self, num_rows: int, site_widths: dict[str, int]) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        site_widths: dict[str, int],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+    ) -> None:
+        """`device` is where the policy's activations are."""
+
+        def zeros(width: int) -> Tensor:
+            return torch.zeros(num_rows, width, device=device)
+
         self._sites = {
-            site: _SiteEdits(
-                torch.zeros(num_rows, 1),
-                torch.zeros(num_rows, 1),
-                torch.zeros(num_rows, width),
-                torch.zeros(num_rows, 1),
-                torch.zeros(num_rows, 1),
-                torch.zeros(num_rows, width),
-            )
+            site: _SiteEdits(zeros(1), zeros(1), zeros(width), zeros(1), zeros(1), zeros(width))
             for site, width in site_widths.items()
         }
 

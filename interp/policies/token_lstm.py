@@ -91,7 +91,10 @@ class TokenEncoder(nn.Module):
         return torch.from_numpy(index), torch.from_numpy(self._weight.take(feature_value))
 
     def forward(self, observation_R: UInt8[np.ndarray, "R N 3"]) -> Float[Tensor, "R D"]:
-        index, weight = self.index(observation_R)
+        device = self.bias.device
+        index, weight = (
+            tensor.to(device, non_blocking=True) for tensor in self.index(observation_R)
+        )
         return self.embeddings(index, per_sample_weights=weight) + self.bias
 
 
@@ -176,9 +179,10 @@ class TokenLstmPolicy(PolicyNetwork):
         return self.architecture.action_names
 
     def initial_state(self, num_rows: int) -> State:
+        hidden = self.architecture.hidden
         return (
-            torch.zeros(num_rows, self.architecture.hidden),
-            torch.zeros(num_rows, self.architecture.hidden),
+            torch.zeros(num_rows, hidden, device=self.device),
+            torch.zeros(num_rows, hidden, device=self.device),
         )
 
     def refresh(self) -> None:

@@ -119,7 +119,7 @@ def _check_first_step(policy: "TorchModulePolicy") -> None:
         ours = policy.step(observation_R, policy.initial_state(2), untapped)
     alone.load_state_dict(policy.state_dict())
     with torch.inference_mode():
-        theirs = alone(_tensor(observation_R))
+        theirs = alone(_tensor(observation_R, torch.device("cpu")))
     logits_RN = theirs if isinstance(theirs, Tensor) else theirs[0]
     if not _close(logits_RN, ours.logits_RN):
         raise ValueError(
@@ -197,7 +197,7 @@ class TorchModulePolicy(PolicyNetwork):
         for path, layer in self._layers.items():
             num_tensors = len(memory_sites(path, layer))
             memory[path], state = state[:num_tensors], state[num_tensors:]
-        return self._run(_tensor(observation_R), memory, tap)
+        return self._run(_tensor(observation_R, self.device), memory, tap)
 
     def refresh(self) -> None:
         """Checks what the rollout loop relies on, which takes the weights to see.
@@ -242,7 +242,7 @@ class TorchModulePolicy(PolicyNetwork):
         if self._watched is not None:
             self._check_calls(now, has_value=value_R1 is not None)
         logits_RN = tap("logits", logits_RN)
-        value_R1 = torch.zeros(num_rows, 1) if value_R1 is None else tap("value", value_R1)
+        value_R1 = logits_RN.new_zeros(num_rows, 1) if value_R1 is None else tap("value", value_R1)
         new_state = tuple(
             tensor for path in self._layers for tensor in now.new_memory.get(path, ())
         )
@@ -371,7 +371,7 @@ class TorchModulePolicy(PolicyNetwork):
             )
             memory = {path: initial_memory(layer, num_rows) for path, layer in self._layers.items()}
             with torch.inference_mode():
-                self._run(_tensor(zeros_R), memory, tap)
+                self._run(_tensor(zeros_R, self.device), memory, tap)
             calls = Counter(site for site, _ in taps)
             found.append({site: width for site, width in taps if calls[site] == 1})
         sites = {site: width for site, width in found[0].items() if found[1].get(site) == width}
@@ -408,10 +408,10 @@ def _probe(architecture: TorchModuleArchitecture) -> np.ndarray:
     return np.stack([np.zeros(shape), other]).astype(architecture.observation_dtype)
 
 
-def _tensor(observation_R: np.ndarray) -> Tensor:
+def _tensor(observation_R: np.ndarray, device: torch.device) -> Tensor:
     """A copy, for a module may change it in place, and the world's buffer is not its own."""
     dtype = torch.uint8 if observation_R.dtype == np.uint8 else torch.float32
-    return torch.from_numpy(observation_R).to(dtype, copy=True)
+    return torch.from_numpy(observation_R).to(device, dtype, copy=True)
 
 
 def _close(x: Tensor, y: Tensor) -> bool:

@@ -178,7 +178,7 @@ class Translation:
     def logits(self, logits_RN: Float[Tensor, "R N"]) -> Float[Tensor, "R n"]:
         """Of the world's actions, in its order."""
         own_n, unknown_n = self._own_actions
-        return logits_RN[:, own_n].masked_fill(unknown_n, NEVER)
+        return logits_RN[:, own_n].masked_fill(unknown_n.to(logits_RN.device), NEVER)
 
     @cached_property
     def _own_actions(self) -> tuple[list[int], Bool[Tensor, " n"]]:
@@ -272,6 +272,10 @@ class TranslatedPolicy:
     @property
     def sites(self) -> Mapping[str, int]:
         return self.network.sites
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
 
     @property
     def action_names(self) -> tuple[str, ...]:

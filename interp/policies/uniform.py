@@ -19,6 +19,10 @@ class UniformPolicy:
     def sites(self) -> dict[str, int]:
         return {}
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
     def initial_state(self, num_rows: int) -> State:
         return ()
 

@@ -2,7 +2,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -323,7 +323,7 @@ class Absent:
     def __init__(self, num_actors: int, never: int = 0) -> None:
         self.names = [f"a{number}" for number in range(num_actors)]
         self.never = set(self.names[:never])
-        self.answers: dict[int, Answer] = {}
+        self.answers: dict[Hashable, Answer] = {}
         self.sent: Counter[str] = Counter()
         self.number = 0
 
@@ -342,7 +342,7 @@ class Absent:
     def wait(self, handles, timeout_s):
         return [handle for handle in handles if handle > 0]
 
-    def collect(self, handle: int) -> Answer:
+    def collect(self, handle: Hashable) -> Answer:
         return self.answers.pop(handle)
 
     def replace(self, name: str) -> None:

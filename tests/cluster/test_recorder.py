@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,15 @@ from cluster import policies, recordings
 from cluster.backends import Corrupt
 from cluster.laboratory import Laboratory
 from cluster.pool import Pool
-from cluster.recorder import RecordingConfig, RecordShard, plan_recording
+from cluster.recorder import (
+    RecordingConfig,
+    RecordShard,
+    estimate_recording,
+    plan_recording,
+)
 from cluster.recordings import Plan
 from cluster.scoring import read_tracks
+from cluster.staging import Split, stage
 from cluster.store import Store
 from cluster.studio import Studio
 from interp.policies.bundle import PolicyBundle
@@ -25,6 +32,7 @@ from interp.policies.ppo import architecture_for
 from interp.policies.token_lstm import TokenLstmPolicy
 from interp.recording import activations
 from interp.rollout import SequenceEnd
+from interp.sampling import mean
 from interp.worlds.mettagrid import MettagridFactory
 
 pytestmark = pytest.mark.mettagrid
@@ -164,6 +172,121 @@ def test_bad_requests_are_refused_before_work(store: Store) -> None:
         RecordingConfig(num_episodes=0)
     with pytest.raises(FileNotFoundError, match="r-0000"):
         plan_recording(store, policy_id, FACTORY, CONFIG, replay_of="r-0000")
+
+
+SAMPLED = replace(CONFIG, num_episodes=12, rows_per_shard=64)
+
+
+def read_table(store: Store, plan: Plan) -> pa.Table:
+    manifest = recordings.open_manifest(store, plan.recording_id)
+    return pa.concat_tables(recordings.shard_tables(store, manifest))
+
+
+def test_limits_that_are_not_reached_leave_the_recording_as_it_is(store: Store) -> None:
+    policy_id = add_policy(store)
+    whole = plan_recording(store, policy_id, FACTORY, CONFIG)
+    assert "sampling" not in whole.config
+    roomy = replace(CONFIG, max_bytes=10**9, rows_per_shard=2 * 256 * 4, label_share=0.25)
+    assert plan_recording(store, policy_id, FACTORY, roomy) == whole
+
+
+def test_a_sample_is_other_rows_and_so_another_recording(store: Store) -> None:
+    policy_id = add_policy(store)
+    variants = [
+        SAMPLED,
+        replace(SAMPLED, rows_per_shard=65),
+        replace(SAMPLED, label_share=0.25),
+        replace(SAMPLED, sample_salt="other"),
+        replace(SAMPLED, episodes_per_shard=3),
+        replace(SAMPLED, rows_per_shard=None),
+    ]
+    ids = [plan_recording(store, policy_id, FACTORY, one).recording_id for one in variants]
+    assert len(set(ids)) == len(variants)
+
+
+def test_a_sampled_recording_keeps_rows_of_the_whole_with_weights_that_tell_its_rates(
+    store: Store,
+) -> None:
+    policy_id = add_policy(store)
+    whole = plan_recording(store, policy_id, FACTORY, replace(SAMPLED, rows_per_shard=None))
+    sample = plan_recording(store, policy_id, FACTORY, SAMPLED)
+    for plan in (whole, sample):
+        record_here(store, plan)
+    every, kept = read_table(store, whole), read_table(store, sample)
+    manifest = recordings.open_manifest(store, sample.recording_id)
+    assert all(0 < receipt.rows <= 64 for receipt in manifest.receipts)
+    key = ["env_seed", "t", "agent"]
+    matched = kept.drop_columns(["inclusion"]).join(every, key, right_suffix=" of all")
+    assert matched.num_rows == kept.num_rows
+    assert matched.column("site.lstm.h").equals(matched.column("site.lstm.h of all"))
+    labels = ["label.landmark", "label.exploration"]
+    value, all_values = (
+        np.stack([one.column(label).to_numpy() for label in labels], 1) for one in (kept, every)
+    )
+    rates = mean(value, kept.column("inclusion").to_numpy())
+    np.testing.assert_allclose(rates, all_values.mean(0), atol=0.08)  # about 360 rows are kept
+
+
+def test_a_budget_is_kept_and_used(store: Store) -> None:
+    policy_id = add_policy(store)
+    budget = 600_000
+    config = replace(SAMPLED, rows_per_shard=None, labels=None, max_bytes=budget)
+    estimate = estimate_recording(store, policy_id, FACTORY, config)
+    assert estimate.whole_bytes > 5 * budget
+    plan = plan_recording(store, policy_id, FACTORY, config)
+    assert plan.config["sampling"]["rows"] == estimate.kept_rows
+    record_here(store, plan)
+    folder = f"recordings/{plan.recording_id}"
+    used = sum(len(content) for content in objects(store, folder).values())
+    assert 0.7 * budget < used <= estimate.bytes <= budget
+
+
+def test_the_estimate_bounds_what_is_recorded(recorded) -> None:
+    store, plan = recorded
+    estimate = estimate_recording(store, plan.inputs["policy"], FACTORY, CONFIG)
+    used = sum(len(content) for content in objects(store, "recordings").values())
+    assert 0.8 * estimate.bytes < used <= estimate.bytes
+    assert estimate.num_shards * estimate.shard_rows == read_table(store, plan).num_rows
+
+
+def test_a_budget_without_room_for_every_label_is_refused(store: Store) -> None:
+    policy_id = add_policy(store)
+    with pytest.raises(ValueError, match=r"2 labels with label_share 0.5 want at least 4: keep at"):
+        plan_recording(store, policy_id, FACTORY, replace(CONFIG, max_bytes=1000))
+    with pytest.raises(ValueError, match=r"leave 3 rows for each of 3 shards"):
+        plan_recording(store, policy_id, FACTORY, replace(CONFIG, rows_per_shard=3))
+    with pytest.raises(ValueError, match=r"max_bytes 0: at least 1"):
+        RecordingConfig(max_bytes=0)
+
+
+def test_what_needs_every_row_refuses_a_sample(store: Store) -> None:
+    sample = plan_recording(store, add_policy(store), FACTORY, replace(CONFIG, rows_per_shard=40))
+    record_here(store, sample)
+    with pytest.raises(ValueError, match=r"is a sample of at most 40 rows a shard; a replay needs"):
+        plan_recording(
+            store, sample.inputs["policy"], FACTORY, CONFIG, replay_of=sample.recording_id
+        )
+    with pytest.raises(ValueError, match=r"is a sample .*; scoring by episodes needs every row"):
+        read_tracks(store, sample.recording_id, site="lstm.h", labels=(), stride_steps=1)
+
+
+def test_what_is_fitted_to_a_sample_is_told_of_it(store: Store, caplog) -> None:
+    sample = plan_recording(store, add_policy(store), FACTORY, replace(CONFIG, rows_per_shard=40))
+    record_here(store, sample)
+    staged = stage(store, sample.recording_id, "lstm.h", Split(held_out_fraction=0.5))
+    assert "is a sample in which rare labels are frequent" in caplog.text
+    assert len(np.load(staged.train_path)) < 3 * 40
+
+
+def test_a_recording_with_gaps_is_not_replayed(store: Store) -> None:
+    policy_id = add_policy(store)
+    plan = plan_recording(store, policy_id, FACTORY, CONFIG, steps=SequenceEnd())
+    studio = Studio(store)
+    for shard in plan.shards:
+        studio.run(RecordShard(plan=plan, shard=shard, factory=FACTORY, steps=SequenceEnd()))
+    recordings.commit(store, plan)
+    with pytest.raises(ValueError, match=r"a replay needs every step"):
+        plan_recording(store, policy_id, FACTORY, CONFIG, replay_of=plan.recording_id)
 
 
 class _DeadlyStudio(Studio):

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from cluster import recordings
 from cluster.backends import Conflict, Corrupt
 from cluster.recordings import (
     Plan,
@@ -276,3 +277,101 @@ def test_row_count_that_differs_is_refused(store, manifest):
     edited = replace(manifest, receipts=(wrong, *manifest.receipts[1:]))
     with pytest.raises(Corrupt, match=rf"{wrong.key}: 40 rows, the manifest says 41"):
         verify(store, edited)
+
+
+@pytest.fixture
+def paged(store, monkeypatch):
+    """A recording of 5 shards whose manifest has pages of 2."""
+    monkeypatch.setattr(recordings, "MANIFEST_SHARDS", 2)
+    plan = make_plan(num_shards=5)
+    record(store, plan)
+    return commit(store, plan)
+
+
+def test_long_manifest_is_divided_into_pages(store, paged, monkeypatch):
+    assert [key.split("/")[-1][:6] for key in paged.pages] == ["00000-", "00001-", "00002-"]
+    opened = open_manifest(store, paged.recording_id)
+    assert opened == paged
+    verify(store, opened)
+    written = json.loads(store.get(paged.key))
+    assert written["sha256"] == opened.digest
+    assert "receipts" not in written
+    assert "shards" not in written["plan"]
+    before = {key: store.get(key) for key in store.list()}
+    assert commit(store, paged.plan) == paged
+    assert {key: store.get(key) for key in store.list()} == before
+
+
+def test_short_manifest_has_no_pages(store, manifest):
+    assert not manifest.pages
+    written = json.loads(store.get(manifest.key))
+    assert sorted(written) == ["plan", "receipts", "rows", "sha256"]
+    assert written["sha256"] == manifest.digest
+
+
+def test_damaged_page_is_refused_by_name(store, paged):
+    first, second, _ = paged.pages
+    rewrite(store, second, store.get(first))
+    with pytest.raises(Corrupt, match=rf"{second}: sha256 differs from {paged.key}"):
+        open_manifest(store, paged.recording_id)
+    store.backend.delete(second)
+    with pytest.raises(Corrupt, match=rf"{second}: missing, but {paged.key} lists it"):
+        open_manifest(store, paged.recording_id)
+
+
+def test_page_left_out_is_noticed(store, paged):
+    record = paged.to_record()
+    shorter = {**record, "pages": record["pages"][:-1]}
+    digest = sha256(canonical_json(shorter))
+    rewrite(store, paged.key, canonical_json({**shorter, "sha256": digest}))
+    with pytest.raises(Corrupt, match=r"says 5 shards, its pages have 4"):
+        open_manifest(store, paged.recording_id)
+
+
+def test_one_shard_of_a_plan_is_recorded_as_of_the_whole(store, plan, manifest):
+    part = plan.only("s00001")
+    assert len(part.shards) == 1
+    assert (part.recording_id, part.plan_id) == (plan.recording_id, plan.plan_id)
+    assert write_shard(store, part, "s00001", make_table(plan.shards[1])) == manifest.receipts[1]
+    with pytest.raises(ValueError, match=r"'s00000' is not in the plan"):
+        write_shard(store, part, "s00000", make_table(plan.shards[0]))
+    with pytest.raises(ValueError, match=r"only its whole plan can be begun"):
+        begin(store, part)
+
+
+def test_verification_tells_where_it_stands_and_ends_at_the_damage(store, manifest):
+    noted = []
+    verify(store, manifest, lambda *said: noted.append(said), threads=2)
+    assert noted == [(1, 3, "s00000"), (2, 3, "s00001"), (3, 3, "s00002")]
+    key = flip_a_bit(store, manifest.data_keys)
+    noted.clear()
+    with pytest.raises(Corrupt, match=key):
+        verify(store, manifest, lambda *said: noted.append(said), threads=2)
+    assert noted == [(1, 3, "s00000")]
+
+
+def test_some_columns_are_read_alone_and_counted(store, manifest):
+    receipt = manifest.receipts[0]
+    assert recordings.read_columns(store, receipt, ["t"]).column_names == ["t"]
+    with pytest.raises(Corrupt, match=rf"{receipt.key}: {ROWS} rows, the manifest says 7"):
+        recordings.read_columns(store, replace(receipt, rows=7), ["t"])
+    truncate(store, [receipt.key, receipt.key])
+    with pytest.raises(Corrupt, match=rf"{receipt.key}: missing or not Parquet"):
+        recordings.read_columns(store, receipt, ["t"])
+    store.backend.delete(receipt.key)
+    with pytest.raises(Corrupt, match=rf"{receipt.key}: missing or not Parquet"):
+        recordings.read_columns(store, receipt, ["t"])
+
+
+def test_status_tells_how_far_a_recording_has_come(store, plan):
+    with pytest.raises(FileNotFoundError, match=rf"{plan.recording_id} is not in store"):
+        recordings.status(store, plan.recording_id)
+    begin(store, plan)
+    write_shard(store, plan, "s00001", make_table(plan.shards[1]))
+    begun = recordings.status(store, plan.recording_id)
+    assert (begun.plan, begun.manifest, begun.num_done) == (plan, None, 1)
+    record(store, plan)
+    manifest = commit(store, plan)
+    done = recordings.status(store, plan.recording_id)
+    assert (done.plan, done.manifest, done.num_done) == (plan, manifest, 3)
+    assert recordings.known_ids(store) == [plan.recording_id]

@@ -8,7 +8,7 @@ from cluster.sweep import StagedRows, SweepError, load_dictionary, sweep
 from interp.dictionaries.batch_topk import BatchTopK
 from interp.dictionaries.metrics import measure
 from interp.dictionaries.relu_l1 import ReluL1
-from interp.dictionaries.training import SaeConfig, Trainer
+from interp.dictionaries.training import SaeConfig, Trainer, normalisation
 
 CONFIG = SaeConfig(family=BatchTopK(k=4), d_sae=32, samples=4000, batch_rows=128, reports=4)
 CONFIGS = [CONFIG, replace(CONFIG, family=ReluL1(l1=1.0)), replace(CONFIG, d_sae=48)]
@@ -42,7 +42,11 @@ def test_sweep_gives_the_numbers_of_a_plain_trainer_with_one_or_two_at_once(
     ray_session, staged, tmp_path, capfd
 ):
     reports = []
-    one = sweep(CONFIGS, **staged, storage_path=tmp_path / "1", name="a", max_concurrent=1)
+    torch.set_num_threads(1)
+    known = normalisation(np.load(staged["train_path"]))
+    one = sweep(
+        CONFIGS, **staged, known=known, storage_path=tmp_path / "1", name="a", max_concurrent=1
+    )
     two = sweep(
         CONFIGS,
         **staged,

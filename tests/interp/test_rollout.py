@@ -90,6 +90,30 @@ def test_an_episode_does_not_depend_on_the_rows_of_a_pass(hidden: int) -> None:
         )
 
 
+def test_worlds_that_take_turns_play_what_they_would_play_together(policy) -> None:
+    trials = [Trial(env_seed=seed) for seed in range(7)]
+    capture = Capture(sites=SITES, facts=True)
+    together = play(policy, trials, 4, capture)
+    in_turns = {e.index: e for e in roll(policy, (FACTORY(2), FACTORY(3)), trials, capture)}
+    assert sorted(in_turns) == list(range(7))
+    for one in together:
+        assert_same(one, in_turns[one.index])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_an_episode_does_not_depend_on_its_batch_either() -> None:
+    torch.manual_seed(0)
+    moved = TokenLstmPolicy(architecture_for(FACTORY))
+    moved.requires_grad_(False)
+    moved.move(torch.device("cuda"))
+    trials = [Trial(env_seed=seed, edits=(edit(),)) for seed in range(40)]
+    capture = Capture(sites=SITES, precision="float16")
+    in_turns = {e.index: e for e in roll(moved, (FACTORY(16), FACTORY(16)), trials, capture)}
+    for index in (0, 39):
+        (alone,) = play(moved, [trials[index]], 1, capture)
+        assert_same(alone, in_turns[index])
+
+
 def test_float16_is_what_float32_rounds_to(policy) -> None:
     exact, half = (
         play(policy, [Trial(env_seed=5)], 1, Capture(sites=SITES, precision=precision))[0]

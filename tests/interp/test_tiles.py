@@ -21,6 +21,7 @@ class Rounding:
 
     def __init__(self, exact: int) -> None:
         self.sites = {"lstm.h": 3}
+        self.device = torch.device("cpu")
         self.exact = exact
         self.passes: list[int] = []
 

@@ -28,7 +28,7 @@ def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    subcommand = {"pipeline": ["demo"], "policies": ["list"]}.get(verb, [])
+    subcommand = {"pipeline": ["demo"], "policies": ["list"], "recordings": ["gc"]}.get(verb, [])
     arguments = [verb, *subcommand, "--help"]
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
@@ -77,7 +77,10 @@ def test_a_missing_study_and_recording_are_refused(
         ["report", "--study", "s", "--store", str(tmp_path)], capsys
     )
     assert "recording r-1 is not committed" in refused(
-        ["recordings", "--verify", "r-1", "--store", str(tmp_path)], capsys
+        ["recordings", "verify", "r-1", "--store", str(tmp_path)], capsys
+    )
+    assert "recording r-1 is not in store" in refused(
+        ["recordings", "show", "r-1", "--store", str(tmp_path)], capsys
     )
 
 
@@ -93,6 +96,8 @@ def test_contradictions_name_both_sides() -> None:
         DemoPipelineConfig(sweep=SweepConfig(site="encoder"))
     with pytest.raises(ValueError, match=r"record uses environment seeds .* steer uses"):
         DemoPipelineConfig(record=RecordingConfig(first_env_seed=19_990))
+    with pytest.raises(ValueError, match=r"record\.max_bytes is 1000: a pipeline replays"):
+        DemoPipelineConfig(record=RecordingConfig(max_bytes=1000))
     with pytest.raises(ValueError, match="2 worlds but 1 seeds"):
         TrainDemoConfig(worlds=("forage", "hazard"), seeds=(0,))
     with pytest.raises(ValueError, match="two runs are the same"):

@@ -14,7 +14,7 @@ from interp.policies.formats.reading import read_policy_file
 
 ROOT = Path(interp.__file__).parents[1]
 # A worker's recipe travels from our own driver to our own actor; Ray itself pickles such things.
-TRUSTED = {"cluster/pool.py": {"pickle.loads"}}
+TRUSTED = {"cluster/crew.py": {"pickle.loads"}}
 UNPICKLERS = {"load", "loads", "Unpickler"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "_pickle"}
 
