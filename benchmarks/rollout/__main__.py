@@ -41,8 +41,8 @@ Part = Literal["mettagrid", "gymnasium", "memory"]
 WORLDS = (("forage", 128), ("arena", 128), ("forage", 512))
 """Preset, and width of the LSTM."""
 PEERS = {
-    "benchmarks.rollout.sb3_peer": "pip install sb3-contrib==2.9.2 -c constraints.txt",
-    "benchmarks.rollout.rllib_peer": "pip install 'ray[rllib]==2.60.0' -c constraints.txt",
+    "sb3": "pip install -e . sb3-contrib==2.9.2 -c constraints.txt",
+    "rllib": "pip install -e '.[rllib]' -c constraints.txt",
 }
 SAID = {
     "nothing": "Sparsight, playing only",
@@ -127,11 +127,11 @@ def weigh(reporter: Reporter) -> None:
 def installed_peers() -> list[Any]:
     """The modules of the peers that can be imported; the others are named, with what installs them."""
     found = []
-    for module, remedy in PEERS.items():
+    for name, remedy in PEERS.items():
         try:
-            found.append(importlib.import_module(module))
+            found.append(importlib.import_module(f"benchmarks.rollout.{name}_peer"))
         except ModuleNotFoundError as error:
-            print(f"{module}: not compared, {error}; run `{remedy}`", file=sys.stderr)
+            print(f"{name} is not compared ({error}): run `{remedy}`", file=sys.stderr)
     return found
 
 
