@@ -22,6 +22,7 @@ from interp.policies.bundle import PolicyCard
 from interp.recording import episode_rows
 from interp.records import KEY_FIELDS
 from interp.rollout import (
+    FULL_BATCH_ROWS,
     Capture,
     CaptureSteps,
     EveryStep,
@@ -33,6 +34,10 @@ from interp.rollout import (
 from interp.sampling import Reservoir
 from interp.worlds.labels import check_labels, compute_labels
 from interp.worlds.world import WorldFactory
+
+SHARD_BYTES = 96 << 20
+"""What a shard of default size takes in memory. There are up to six copies: activations while they are played and when
+they are cut out, rows, and bytes; of the shard before, its rows and bytes as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +52,9 @@ class RecordingConfig:
     """Sites of the policy whose activations are kept."""
     labels: tuple[str, ...] | None = None
     """Ground-truth labels to compute; by default all that the world has."""
-    episodes_per_shard: int = 16
-    """Episodes of one shard, the unit of work of an actor."""
+    episodes_per_shard: int | None = None
+    """Episodes of one shard, the unit of work of an actor; by default as many as fill a batch of the policy and fit 96
+    MiB, and a quarter of the recording at most."""
     max_bytes: int | None = None
     """Budget of the recording in the store, in bytes. If all rows could take more, every shard keeps an even share: the
     rows that a sample with weights chooses. A budget that has no room for one row of each label is refused."""
@@ -80,9 +86,18 @@ class RecordingConfig:
     def env_seeds(self) -> range:
         return range(self.first_env_seed, self.first_env_seed + self.num_episodes)
 
-    @property
-    def num_shards(self) -> int:
-        return ceil(self.num_episodes / self.episodes_per_shard)
+    def episodes_of_a_shard(
+        self, factory: WorldFactory, site_widths: Mapping[str, int], steps: CaptureSteps
+    ) -> int:
+        """`episodes_per_shard`, or what it is by default."""
+        if self.episodes_per_shard is not None:
+            return self.episodes_per_shard
+        spec = factory.spec
+        row_bytes = 2 * sum(site_widths.values()) + _KEY_BYTES + len(self.labels_in(factory))
+        episode_bytes = len(steps.steps(spec.max_steps)) * spec.num_agents * row_bytes
+        full = ceil(FULL_BATCH_ROWS / spec.num_agents)
+        quarter = ceil(self.num_episodes / 4)
+        return max(1, min(full, int(SHARD_BYTES / episode_bytes), quarter))
 
 
 # Of a shard, from above, measured on Parquet of recordings: a number of an activation takes two bytes, which LZ4 cannot
@@ -96,6 +111,7 @@ class Estimate:
     """How large a recording may become: bounds, reached if every episode lasts to its time limit."""
 
     num_shards: int
+    shard_episodes: int
     shard_rows: int
     """Rows that a shard captures."""
     kept_rows: int
@@ -112,21 +128,20 @@ class Estimate:
     ) -> "Estimate":
         """ValueError if the budget cannot be kept."""
         labels = config.labels_in(factory)
-        widths = sum(card.sites[site] for site in config.sites)
+        site_widths = {site: card.sites[site] for site in config.sites}
+        widths = sum(site_widths.values())
+        episodes = min(config.episodes_of_a_shard(factory, site_widths, steps), config.num_episodes)
         num_columns = len(KEY_FIELDS) + len(labels) + len(config.sites) + 1
         spec = factory.spec
-        shard_rows = (
-            min(config.episodes_per_shard, config.num_episodes)
-            * spec.num_agents
-            * len(steps.steps(spec.max_steps))
-        )
+        shard_rows = episodes * spec.num_agents * len(steps.steps(spec.max_steps))
         whole = cls(
-            num_shards=config.num_shards,
+            num_shards=ceil(config.num_episodes / episodes),
+            shard_episodes=episodes,
             shard_rows=shard_rows,
             kept_rows=shard_rows,
             row_bytes=2 * widths * _ACTIVATION_OVERHEAD + _KEY_BYTES + _LABEL_BYTES * len(labels),
             group_bytes=num_columns * _CHUNK_BYTES,
-            shard_bytes=_NOTE_BYTES + 20 * config.episodes_per_shard,
+            shard_bytes=_NOTE_BYTES + 20 * episodes,
         )
         limits = [shard_rows]
         if config.rows_per_shard is not None:
@@ -222,13 +237,13 @@ def plan_recording(
             "rows": estimate.kept_rows,
             "label_share": config.label_share,
             "salt": config.sample_salt,
-            "episodes_per_shard": config.episodes_per_shard,
+            "episodes_per_shard": estimate.shard_episodes,
         }
         if estimate.is_sample
         else None
     )
     seeds = list(config.env_seeds)
-    block = config.episodes_per_shard
+    block = estimate.shard_episodes
     return Plan(
         config={
             "world": factory.config,

@@ -10,7 +10,6 @@ Every object is create-only, so a shard may be recorded twice, by two actors at 
 receipt wins and the rows are counted once. To resume is to record the shards of the plan that have no receipt.
 """
 
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -515,20 +514,23 @@ def parquet_bytes(table: pa.Table) -> bytes:
     Fixed-size binaries are activations: they do not repeat, so a dictionary or a minimum of them is wasted time.
     """
     metadata = dict(sorted((table.schema.metadata or {}).items()))
-    table = table.combine_chunks().replace_schema_metadata(metadata)
+    table = table.replace_schema_metadata(metadata)
     repetitive = [
         field.name for field in table.schema if not pa.types.is_fixed_size_binary(field.type)
     ]
-    sink = io.BytesIO()
-    pq.write_table(
-        table,
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
         sink,
-        row_group_size=ROW_GROUP_ROWS,
+        table.schema,
         compression="lz4",
         use_dictionary=repetitive,  # pyright: ignore[reportArgumentType] - columns are accepted too
         write_statistics=repetitive,  # pyright: ignore[reportArgumentType] - likewise
-    )
-    return sink.getvalue()
+    ) as writer:
+        # group by group, each in one piece: the bytes are those of the whole table in one piece, without its copy
+        for start in range(0, max(table.num_rows, 1), ROW_GROUP_ROWS):
+            group = table.slice(start, ROW_GROUP_ROWS).combine_chunks()
+            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+    return sink.getvalue().to_pybytes()
 
 
 def read_receipts(store: Store, plan: Plan, shards: Sequence[ShardPlan]) -> tuple[Receipt, ...]:

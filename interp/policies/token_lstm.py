@@ -193,6 +193,7 @@ class TokenLstmPolicy(PolicyNetwork):
         Gates go from torch's order i, f, g, o to i, f, o, g, so that one sigmoid does for three.
         """
         hidden = self.architecture.hidden
+        self._scratch: dict[int, tuple[Tensor, Tensor]] = {}
         gate = torch.arange(4 * hidden).view(4, hidden)
         order = gate[[0, 1, 3, 2]].reshape(-1)
         weights = dict(self.lstm.named_parameters())
@@ -200,14 +201,28 @@ class TokenLstmPolicy(PolicyNetwork):
             weight = torch.cat([weights["weight_ih_l0"], weights["weight_hh_l0"]], dim=1)
             # MKL divides a product over more than 512 inputs, with weights lying this way, according to the number of
             # rows, and so rounds differently. The other way costs a tenth more where the product is small.
-            self._is_wide = 2 * hidden > 512
-            self._gates_weight = weight[order] if self._is_wide else weight[order].T.contiguous()
+            ordered = weight[order].T
+            self._gates_weight = ordered if 2 * hidden > 512 else ordered.contiguous()
             self._gates_bias = (weights["bias_ih_l0"] + weights["bias_hh_l0"])[order]
 
-    def _gates(self, xh_RD: Float[Tensor, "R D"]) -> Float[Tensor, "R G"]:
-        if self._is_wide:
-            return nn.functional.linear(xh_RD, self._gates_weight, self._gates_bias)
-        return torch.addmm(self._gates_bias, xh_RD, self._gates_weight)
+    def _gates(
+        self, x_RD: Float[Tensor, "R D"], h_RD: Float[Tensor, "R D"]
+    ) -> Float[Tensor, "R G"]:
+        """Before their nonlinearities, in memory that the next step of as many rows uses again.
+
+        The largest arrays of a step are two, and a new one every time would cost as much as a tenth of it, either for
+        fresh pages or for holes that small objects tear into kept ones.
+        """
+        num_rows = len(x_RD)
+        if num_rows not in self._scratch:
+            hidden = self.architecture.hidden
+            self._scratch[num_rows] = (
+                torch.empty(num_rows, 2 * hidden, device=self.device),
+                torch.empty(num_rows, 4 * hidden, device=self.device),
+            )
+        xh_RD, gates_RG = self._scratch[num_rows]
+        torch.cat([x_RD, h_RD], dim=1, out=xh_RD)
+        return torch.addmm(self._gates_bias, xh_RD, self._gates_weight, out=gates_RG)
 
     def encode(self, observation_R: UInt8[np.ndarray, "R N 3"]) -> Float[Tensor, "R D"]:
         return torch.relu(self.fc(torch.relu(self.encoder(observation_R))))
@@ -215,10 +230,10 @@ class TokenLstmPolicy(PolicyNetwork):
     def step(self, observation_R: UInt8[np.ndarray, "R N 3"], state: State, tap: Tap) -> Step:
         h_RD, c_RD = state
         x_RD = tap("encoder", self.encode(observation_R))
-        gates = self._gates(torch.cat([x_RD, h_RD], dim=1))
+        gates = self._gates(x_RD, h_RD)
         hidden = self.architecture.hidden
-        i, f, o = torch.sigmoid(gates[:, : 3 * hidden]).chunk(3, dim=1)
-        c_RD = (f * c_RD).add_(torch.tanh(gates[:, 3 * hidden :]).mul_(i))
+        i, f, o = gates[:, : 3 * hidden].sigmoid_().chunk(3, dim=1)
+        c_RD = (f * c_RD).add_(gates[:, 3 * hidden :].tanh_().mul_(i))
         h_RD = torch.tanh(c_RD).mul_(o)
         c_RD = tap("lstm.c", c_RD)
         h_RD = tap("lstm.h", h_RD)

@@ -51,19 +51,19 @@ def test_a_difference_in_one_row_is_enough() -> None:
                 step.value_R[77] += 1e-7
             return step
 
-    assert exact_rows(OneRow(512), OBSERVATION_R) == REFERENCE_ROWS
+    assert exact_rows(OneRow(256), OBSERVATION_R) == REFERENCE_ROWS
 
 
 @pytest.mark.parametrize(
     ("rows", "exact", "expected"),
     [
-        (4, 512, [64]),
-        (64, 512, [64]),
-        (65, 512, [64, 64]),
-        (96, 512, [128]),
-        (208, 512, [256]),
-        (320, 512, [256, 64]),
-        (700, 512, [512, 128, 64]),
+        (4, 256, [64]),
+        (64, 256, [64]),
+        (65, 256, [64, 64]),
+        (96, 256, [128]),
+        (208, 256, [256]),
+        (320, 256, [256, 64]),
+        (700, 256, [256, 256, 256]),
         (700, 64, [64] * 11),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_policy_is_asked_once_in_its_life() -> None:
 
 
 def test_a_small_batch_asks_nothing() -> None:
-    policy = Rounding(512)
+    policy = Rounding(256)
     assert tile_sizes(policy, OBSERVATION_R[:50], known_as=policy) == [REFERENCE_ROWS]
     assert policy.passes == []
     assert policy not in tiles._exact
