@@ -51,9 +51,9 @@ SAID = {
     "rows and labels": "Sparsight, h, c, keys, labels as Parquet",
 }
 LENGTHS = (
-    Length(num_shards=4, episodes_per_shard=64),
-    Length(num_shards=24, episodes_per_shard=64),
-    Length(num_shards=3, episodes_per_shard=512),
+    Length(num_episodes=512),
+    Length(num_episodes=2048),
+    Length(num_episodes=1024, episodes_per_shard=512),
 )
 
 
@@ -61,7 +61,7 @@ LENGTHS = (
 class Config:
     parts: tuple[Part, ...] = ("mettagrid", "gymnasium", "memory")
     """What to measure."""
-    rounds: int = 5
+    rounds: int = 3
     """Rounds that count; one more goes before."""
     episodes: int = 128
     """Episodes of our side in a round in a world of mettagrid; its peer plays one."""
@@ -114,10 +114,11 @@ def compare_in_gymnasium(config: Config, reporter: Reporter, task: str, peer: An
 def weigh(reporter: Reporter) -> None:
     print("\nforage, LSTM(128): memory of the process that records, committed to a local store")
     for length in LENGTHS:
-        with reporter.stage(f"{length.num_shards} shards of {length.episodes_per_shard} episodes"):
+        with reporter.stage(f"{length.num_episodes} episodes"):
             recorded = record_apart("forage", 128, length)
         print(
-            f"  {length.num_shards:>3} shards of {length.episodes_per_shard:>3} episodes"
+            f"  {length.num_episodes:>5} episodes in {recorded.num_shards:>2} shards"
+            f" ({'as asked' if length.episodes_per_shard else 'by default'})"
             f"  {recorded.rows:>10,} rows  peak {recorded.peak_mib:>6,.0f} MiB"
             f" (before the first: {recorded.before_mib:,.0f})  {recorded.rows / recorded.seconds:>8,.0f} rows/s",
             flush=True,

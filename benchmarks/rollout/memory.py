@@ -19,18 +19,16 @@ from interp.worlds.mettagrid import MettagridFactory
 class Length:
     """How much a process records."""
 
-    num_shards: int
-    episodes_per_shard: int
-
-    @property
-    def num_episodes(self) -> int:
-        return self.num_shards * self.episodes_per_shard
+    num_episodes: int
+    episodes_per_shard: int | None = None
+    """None for what the recorder chooses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
     """What it took."""
 
+    num_shards: int
     rows: int
     seconds: float
     before_mib: float
@@ -67,6 +65,7 @@ def _record(world: str, hidden: int, length: Length) -> Recorded:
         list(threads.map(studio.run, tasks))
         seconds = time.perf_counter() - start
         return Recorded(
+            num_shards=len(plan.shards),
             rows=recordings.commit(store, plan).rows,
             seconds=seconds,
             before_mib=before_mib,
