@@ -139,16 +139,19 @@ def print_scaling(taken: dict[Case, list[Taken]]) -> None:
     cores = num_cores()
     rate = {case: [one.rows / one.seconds for one in each] for case, each in taken.items()}
     alone = rate[next(iter(taken))]
-    print(f"\nforage, LSTM(128), {cores} cores: medians of {len(alone)} rounds")
+    print(f"\nforage, LSTM(128), {cores} cores: medians of {len(alone)} rounds (range)")
     print(
-        "                       agent-steps/s  speed-up  per core   of processes  driver CPU s  driver peak MiB"
+        f"  {'':<20} agent-steps/s       speed-up        per core  of processes  driver CPU s  driver peak MiB"
     )
     for case, each in taken.items():
         processes = rate[Case(kind="plain process", number=case.number)]
-        speed_up = ratio(rate[case], alone)
+        speed_ups = ratios(rate[case], alone)
+        speed_up = statistics.median(speed_ups)
         print(
-            f"  {case!s:<20} {statistics.median(rate[case]):>13,.0f} {speed_up:>9.2f}"
-            f" {speed_up / min(case.number, cores):>8.0%} {ratio(rate[case], processes):>13.0%}"
+            f"  {case!s:<20} {statistics.median(rate[case]):>13,.0f}"
+            f" {speed_up:>7.2f} ({min(speed_ups):.2f} to {max(speed_ups):.2f})"
+            f" {speed_up / min(case.number, cores):>9.0%}"
+            f" {statistics.median(ratios(rate[case], processes)):>13.0%}"
             f" {statistics.median(one.driver_cpu_s for one in each):>13.2f}"
             f" {max(one.driver_peak_mib for one in each):>16,.0f}",
             flush=True,
@@ -168,8 +171,8 @@ def print_costs(taken: dict[Case, list[Taken]], num_shards: int) -> None:
         print(f"  {case!s:<20} {1000 * wall / num_shards:>6.2f}{driver}", flush=True)
 
 
-def ratio(rates: list[float], base: list[float]) -> float:
-    return statistics.median(mine / theirs for mine, theirs in zip(rates, base, strict=True))
+def ratios(rates: list[float], base: list[float]) -> list[float]:
+    return [mine / theirs for mine, theirs in zip(rates, base, strict=True)]
 
 
 def prepare_drivers(folder: Path) -> None:
