@@ -175,7 +175,7 @@ def _card(manifest: Manifest, sites: Collection[str], rows: Mapping[str, int], s
     )
     return (
         f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n\n"
-        f"# Activations of policy {manifest.plan.inputs['policy']}\n\n"
+        f"# Activations of {manifest.plan.inputs.get('policy', 'a replay bank')}\n\n"
         f"Recording {manifest.plan.recording_id}: {manifest.rows:,} agent-steps of {len(manifest.receipts)} shards; "
         f"{', '.join(f'{number:,} {name}' for name, number in rows.items())}, divided by episode "
         f"(a hash of env_seed and {split.salt!r}). Columns {', '.join(f'`{SITE_PREFIX}{site}`' for site in sites)} are "

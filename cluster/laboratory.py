@@ -11,14 +11,17 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 import ray
 
-from cluster import dictionaries, recordings, runtime, training
+from cluster import dictionaries, logs, recordings, runtime, training
+from cluster.bank import PlayShard, ReplayShard
 from cluster.dictionaries import SweepResult, TrainDictionary
 from cluster.evaluation import Evaluate, ReturnEstimate, find_returns
 from cluster.evolution import ScoreCheckpoint, lineage_table
+from cluster.logs import Journal
+from cluster.metrics import Metrics
 from cluster.notes import Note, silent
-from cluster.pool import Pool
+from cluster.pool import Pool, Several, Unwatched, Watcher
 from cluster.recorder import RecordShard
-from cluster.recordings import Manifest, Plan
+from cluster.recordings import Manifest, Plan, Receipt, ShardPlan
 from cluster.results import Question
 from cluster.scoring import ScoreConcepts, ShowConcepts
 from cluster.shelf import SharedPolicies
@@ -69,6 +72,9 @@ class Laboratory:
         self._owns_ray = False
         self.worked = False
         """Set whenever something had to be made; whoever asks resets it."""
+        self._stage = "tasks"
+        self._watcher: Watcher = Unwatched()
+        self._metrics: dict[str, Metrics] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -83,12 +89,17 @@ class Laboratory:
         if self._owns_ray:
             runtime.stop()
 
+    def watch(self, stage: str, watcher: Watcher | None = None) -> None:
+        """From now on runs tell this watcher, and metrics and logs name this stage."""
+        self._stage = stage
+        self._watcher = watcher or Unwatched()
+
     def start_ray(self) -> None:
         """A CPU for every actor, trial or training, and one for Ray Data; the pool gives up its own."""
         self.worked = True
         self._close_pool()
         if not ray.is_initialized():
-            runtime.start(self.num_actors + 1)
+            runtime.start(self.num_actors + 1, logging_config=logs.for_workers())
             self._owns_ray = True
 
     def _close_pool(self) -> None:
@@ -112,7 +123,10 @@ class Laboratory:
                 beside_ray_data=True,
             ).__enter__()
         values: dict[str, Value] = {}
-        for result in self._pool.run(tasks):
+        if self._stage not in self._metrics:
+            self._metrics[self._stage] = Metrics(self._stage)
+        watcher = Several(self._metrics[self._stage], Journal(self._stage), self._watcher)
+        for result in self._pool.run(tasks, watcher):
             values[result.task.key] = result.value
             note(len(values), len(tasks), result.task.key)
         return [values[task.key] for task in tasks]
@@ -148,24 +162,68 @@ class Laboratory:
         steps: CaptureSteps = EveryStep(),  # noqa: B008 - frozen
     ) -> list[Manifest]:
         """Recordings in the order of their plans; shards that an earlier attempt left are kept."""
+        return self.complete(
+            [
+                (
+                    plan,
+                    lambda shard, plan=plan, factory=factory: RecordShard(
+                        plan=plan.only(shard.shard),
+                        shard=shard,
+                        factory=factory,
+                        steps=steps,
+                        num_worlds=self.worlds_per_actor,
+                    ),
+                )
+                for plan, factory in plans
+            ],
+            note,
+        )
+
+    def fill_bank(self, plan: Plan, factory: WorldFactory, note: Note = silent) -> Manifest:
+        """A replay bank."""
+        (manifest,) = self.complete(
+            [(plan, lambda shard: PlayShard(plan.only(shard.shard), shard, factory))], note
+        )
+        return manifest
+
+    def replay(
+        self,
+        plans: Sequence[Plan],
+        factory: WorldFactory,
+        note: Note = silent,
+        *,
+        steps: CaptureSteps = EveryStep(),  # noqa: B008 - frozen
+    ) -> list[Manifest]:
+        """What policies compute when they are shown a bank, in the order of the plans, all of one world."""
+        wanted: list[tuple[Plan, Callable[[ShardPlan], Task[Receipt]]]] = []
+        for plan in plans:
+            bank = recordings.open_manifest(self.store, plan.inputs["bank"])
+            shown = {receipt.shard: receipt for receipt in bank.receipts}
+            wanted.append(
+                (
+                    plan,
+                    lambda shard, plan=plan, shown=shown: ReplayShard(
+                        plan.only(shard.shard), shard, shown[shard.shard], factory, steps
+                    ),
+                )
+            )
+        return self.complete(wanted, note)
+
+    def complete(
+        self,
+        wanted: Sequence[tuple[Plan, Callable[[ShardPlan], Task[Receipt]]]],
+        note: Note = silent,
+    ) -> list[Manifest]:
+        """Recordings, each with what makes a task of one of its shards; what is in the store is not made again."""
         tasks = []
-        for plan, factory in plans:
+        for plan, task_of in wanted:
             if self.store.exists(recordings.manifest_key(plan.recording_id)):
                 continue
             recordings.begin(self.store, plan)
-            tasks += [
-                RecordShard(
-                    plan=plan.only(shard.shard),
-                    shard=shard,
-                    factory=factory,
-                    steps=steps,
-                    num_worlds=self.worlds_per_actor,
-                )
-                for shard in recordings.missing_shards(self.store, plan)
-            ]
+            tasks += [task_of(shard) for shard in recordings.missing_shards(self.store, plan)]
         self.make(tasks, note)
         manifests = []
-        for plan, _ in plans:
+        for plan, _ in wanted:
             if not self.store.exists(recordings.manifest_key(plan.recording_id)):
                 recordings.commit(self.store, plan)
             manifests.append(recordings.open_manifest(self.store, plan.recording_id))

@@ -105,6 +105,37 @@ class Unwatched:
         pass
 
 
+class Several:
+    """Watchers that are all told."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def submitted(self, key: str, actor: str) -> None:
+        for watcher in self._watchers:
+            watcher.submitted(key, actor)
+
+    def done(self, result: Result[Any]) -> None:
+        for watcher in self._watchers:
+            watcher.done(result)
+
+    def retried(self, key: str, attempt: int, cause: BaseException) -> None:
+        for watcher in self._watchers:
+            watcher.retried(key, attempt, cause)
+
+    def quarantined(self, key: str, cause: BaseException) -> None:
+        for watcher in self._watchers:
+            watcher.quarantined(key, cause)
+
+    def actor_lost(self, actor: str, cause: BaseException) -> None:
+        for watcher in self._watchers:
+            watcher.actor_lost(actor, cause)
+
+    def actor_back(self, actor: str) -> None:
+        for watcher in self._watchers:
+            watcher.actor_back(actor)
+
+
 class TaskError(ValueError):
     """Our own code refused a task: to repeat it would end the same way. Its cause shows where."""
 

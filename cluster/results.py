@@ -18,7 +18,7 @@ from cluster.recordings import parquet_bytes
 from cluster.store import Store
 from interp.identity import canonical_json, content_id, parse_json, sha256
 
-Kind = Literal["concepts", "effects", "lineages", "returns", "windows"]
+Kind = Literal["concepts", "effects", "lineages", "returns", "sequences", "windows"]
 CODE_VERSION = version("sparsight")
 
 

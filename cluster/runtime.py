@@ -34,12 +34,16 @@ class Runtime:
 
 
 def start(
-    num_cpus: int | None = None, *, dashboard: bool = False, object_store_bytes: int = 1024 * MIB
+    num_cpus: int | None = None,
+    *,
+    dashboard: bool = False,
+    object_store_bytes: int = 1024 * MIB,
+    logging_config: ray.LoggingConfig | None = None,
 ) -> Runtime:
     """Start Ray on this machine, or find it started by this process.
 
     `num_cpus` counts logical CPUs; by default one more than `worker_count()`, so that a pool with an actor per core
-    leaves one for Ray Data (ray #44687). About 2.5 s; the dashboard adds to that.
+    leaves one for Ray Data (ray #44687). About 2.5 s; the dashboard adds to that. `logging_config` is that of workers.
     """
     if ray.is_initialized():
         return _runtime(
@@ -66,6 +70,7 @@ def start(
             dashboard_host="127.0.0.1",
             log_to_driver=False,
             logging_level=logging.WARNING,
+            logging_config=logging_config,
             object_store_memory=_object_store_bytes(object_store_bytes),
         )
     # Ray reads the mode when it is imported, so setting it here would come too late. For a local start it switches the

@@ -21,8 +21,8 @@ REFERENCE_ROWS = 64
 """Rows of the pass that defines the numbers; rows that are missing are padded."""
 SIZES = (64, 128, 256)
 """Passes that are tried. Playing `forage` with an LSTM of 128 costs 17.3, 15.0 and 13.6 us a row, 8.7 of them by the
-simulator; with one of 512, 48, 45 and 36. At 512 rows it is 12.8 and 35 on a quiet machine and more than at 256 on a busy
-one, whose caches others fill, and the memory doubles."""
+simulator; with one of 512, 48, 45 and 36. At 512 rows it is 12.8 and 35 on a quiet machine, but more than at 256 on a
+busy one, whose caches others fill; and memory doubles."""
 STEPS = 3
 """Steps over which two sizes are compared: a difference reaches the memory and shows again."""
 

@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from cluster.logs import configure
 from cluster.stopping import answer_sigterm
 from jobs.errors import explain
 
@@ -16,6 +17,10 @@ VERBS = {
     "policies": ("jobs.policies", "list, show or fetch policies: files, W&B runs, S3"),
     "record": ("jobs.record", "play a policy and record its activations with ground truth"),
     "recordings": ("jobs.recordings", "list, show or verify recordings; remove what is of no use"),
+    "sequences": (
+        "jobs.sequences",
+        "banks of trajectories, their replay through policies, stretches of recordings",
+    ),
     "export": ("jobs.export", "write a recording for other tools: Parquet, npy, Hugging Face"),
     "sweep": ("jobs.sweep", "train sparse autoencoders on a recording"),
     "report": ("jobs.report", "draw the report of a study again"),
@@ -34,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparsight: no verb {verb!r}\n\n{_usage()}", file=sys.stderr)
         return 2
     with explain():
+        configure()
         job = importlib.import_module(VERBS[verb][0])
         answer_sigterm()  # after the import: Ray has an answer of its own
         job.main(rest)

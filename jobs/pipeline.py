@@ -158,6 +158,7 @@ class _Pipeline:
         """Shows a stage, and keeps how long it took if it did anything."""
         self.laboratory.worked = False
         with self.reporter.stage(name) as stage:
+            self.laboratory.watch(name, stage)
             yield stage
         if self.laboratory.worked or name not in self.wall_s:
             self.wall_s[name] = self.reporter.wall_s[name]

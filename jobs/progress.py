@@ -2,10 +2,14 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,37 +18,164 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
+from rich.table import Table
 
+from cluster.pool import Result, Unwatched
+from cluster.recordings import Receipt
 from cluster.sweep import TrialProgress
 from cluster.training import TrainingProgress
 
 LOG_EVERY_S = 5.0
 """Seconds between lines where there is no terminal."""
+RECENT_S = 30.0
+"""Seconds over which the moving rate is taken."""
+MOST_ACTORS = 16
+"""Actors that are shown: those that are lost, then the slowest."""
 
 
-class Stage:
-    """One stage under way; `update` may be called as often as convenient."""
+@dataclass(slots=True)
+class _Actor:
+    """What is known of an actor."""
+
+    node: str = ""
+    num_done: int = 0
+    rows: int = 0
+    since: float = 0.0
+    """When it was first there."""
+    in_hand: list[str] = field(default_factory=list)
+    is_there: bool = True
+
+
+class Stage(Unwatched):
+    """One stage under way; `update` may be called as often as convenient.
+
+    It watches the pool's runs: of shards it tells agent-steps a second, of the last half minute and by actor.
+    """
 
     def __init__(
-        self, name: str, console: Console, bar: Progress | None, task: TaskID | None
+        self, name: str, console: Console, bar: "Progress | None" = None, task: TaskID | None = None
     ) -> None:
         self.name = name
         self._console = console
         self._bar = bar
         self._task = task
-        self._last_line = time.monotonic()
+        self._start = self._last_line = time.monotonic()
+        self._actors: dict[str, _Actor] = {}
+        self._recent: deque[tuple[float, int]] = deque()
+        self._recent_rows = 0
+        self._num_retries = 0
+        self._quarantined: list[str] = []
 
     def update(self, done: float, total: float, note: str = "") -> None:
+        now = time.monotonic()
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, note=note)
-        elif time.monotonic() - self._last_line >= LOG_EVERY_S:
-            self._last_line = time.monotonic()
+            self._bar.update(
+                self._task, completed=done, total=total, note=self._summary(now) or note
+            )
+        elif now - self._last_line >= LOG_EVERY_S:
+            self._last_line = now
+            summary = self._summary(now)
+            if summary and 0 < done < total:
+                left = timedelta(seconds=round((now - self._start) * (total - done) / done))
+                summary += f", {left} left"
             self._console.print(
-                f"{self.name}: {done:,.0f} of {total:,.0f}  {note}",
+                f"{self.name}: {done:,.0f} of {total:,.0f}  {summary or note}",
                 highlight=False,
                 soft_wrap=True,
             )
+
+    # --- what a run of tasks tells
+
+    def submitted(self, key: str, actor: str) -> None:
+        self._actors[actor].in_hand.append(key)
+
+    def done(self, result: Result[Any]) -> None:
+        now, actor = time.monotonic(), self._actors[result.actor]
+        actor.num_done += 1
+        actor.node = result.node
+        actor.in_hand.remove(result.task.key)
+        if isinstance(result.value, Receipt):
+            actor.rows += result.value.rows
+            self._recent_rows += result.value.rows
+            self._recent.append((now, result.value.rows))
+        while self._recent and now - self._recent[0][0] > RECENT_S:
+            self._recent_rows -= self._recent.popleft()[1]
+
+    def retried(self, key: str, attempt: int, cause: BaseException) -> None:
+        self._num_retries += 1
+        self._let_go(key)
+
+    def quarantined(self, key: str, cause: BaseException) -> None:
+        self._quarantined.append(key)
+        self._let_go(key)
+
+    def actor_lost(self, actor: str, cause: BaseException) -> None:
+        self._actors[actor].is_there = False
+
+    def actor_back(self, actor: str) -> None:
+        known = self._actors.setdefault(actor, _Actor(since=time.monotonic()))
+        known.is_there = True
+
+    def _let_go(self, key: str) -> None:
+        for actor in self._actors.values():
+            if key in actor.in_hand:
+                actor.in_hand.remove(key)
+
+    def _summary(self, now: float) -> str:
+        """Rates and troubles; empty if there is neither."""
+        parts = []
+        if self._recent:
+            span_s = min(RECENT_S, max(now - self._start, 1e-3))
+            mean = sum(actor.rows for actor in self._actors.values()) / max(now - self._start, 1e-3)
+            parts.append(f"{self._recent_rows / span_s:,.0f} agent-steps/s (mean {mean:,.0f})")
+        if absent := sum(not actor.is_there for actor in self._actors.values()):
+            parts.append(f"{absent} of {len(self._actors)} actors lost")
+        if self._num_retries:
+            parts.append(f"{self._num_retries} retried")
+        if self._quarantined:
+            parts.append(f"set aside: {', '.join(self._quarantined[:3])}")
+        return ", ".join(parts)
+
+    def actors_table(self) -> Table | None:
+        """The slowest actors, and all that are lost; None before there are any."""
+        if not self._actors:
+            return None
+        now = time.monotonic()
+        rate = {
+            name: (actor.rows or actor.num_done) / max(now - actor.since, 1e-3)
+            for name, actor in self._actors.items()
+        }
+        shown = sorted(
+            self._actors, key=lambda name: (self._actors[name].is_there, rate[name], name)
+        )[:MOST_ACTORS]
+        table = Table("actor", "node", "done", "rate/s", "in hand", box=None, padding=(0, 2, 0, 11))
+        for name in sorted(shown, key=lambda name: int(name[1:])):
+            actor = self._actors[name]
+            in_hand = ", ".join(key.rsplit("/", 1)[-1] for key in actor.in_hand)
+            table.add_row(
+                name,
+                actor.node[:8],
+                str(actor.num_done),
+                f"{rate[name]:,.0f}" if actor.rows else f"{rate[name]:.2f}",
+                in_hand if actor.is_there else "[red]lost[/]",
+            )
+        if (others := len(self._actors) - len(shown)) > 0:
+            table.add_row(f"and {others} faster ones")
+        return table
+
+
+class _Live(Progress):
+    """A bar, and below it the actors of the stage that it shows."""
+
+    stage: Stage | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        table = self.stage.actors_table() if self.stage is not None else None
+        if table is not None:
+            yield table
 
 
 class Reporter:
@@ -66,13 +197,15 @@ class Reporter:
                 BarColumn(bar_width=28),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
+                TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[note]}"),
             )
-            with Progress(*columns, console=self.console, transient=True) as bar:
-                yield Stage(name, self.console, bar, bar.add_task(name, total=None, note=""))
+            with _Live(*columns, console=self.console, transient=True, refresh_per_second=4) as bar:
+                bar.stage = Stage(name, self.console, bar, bar.add_task(name, total=None, note=""))
+                yield bar.stage
         else:
             self.console.print(f"{name} ...", highlight=False)
-            yield Stage(name, self.console, None, None)
+            yield Stage(name, self.console)
         self.wall_s[name] = time.monotonic() - start
 
     def done(self, name: str, what: str) -> None:

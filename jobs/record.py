@@ -58,6 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         factories=config.factory,
     )
     with laboratory, reporter.stage("record") as stage:
+        laboratory.watch("record", stage)
         (manifest,) = laboratory.record([(plan, factory)], stage.update, steps=config.steps)
     reporter.done("record", f"{manifest.rows:,} rows of {config.record.num_episodes} episodes")
     print(manifest.plan.recording_id)

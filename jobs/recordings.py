@@ -111,11 +111,14 @@ def print_list(store: Store) -> None:
     for status in in_threads(lambda known_id: recordings.status(store, known_id), known):
         config = status.plan.config if status.plan else {}
         inputs = status.plan.inputs if status.plan else {}
-        shown = inputs.get("replay_of")
+        shown = inputs.get("replay_of", inputs.get("bank"))
+        who = inputs.get(
+            "policy", f"bank of {len(players)}" if (players := config.get("players")) else ""
+        )
         sites = ", ".join(config.get("site_widths", ())) or "no site"
         table.add_row(
             f"{status.recording_id}\n {sites}",
-            inputs.get("policy", "") + (f"\n on {shown}" if shown else ""),
+            who + (f"\n on {shown}" if shown else ""),
             f"{status.manifest.rows:,}" if status.manifest else "",
             str(config.get("num_episodes", "")),
             _state(status),
@@ -163,6 +166,8 @@ def _plan_fields(plan: Plan) -> dict[str, Any]:
     if "world" in config:
         world = config["world"]
         fields["world"] = world.get("name", world) if isinstance(world, dict) else world
+    if "players" in config:
+        fields["players"] = ", ".join(config["players"])
     if "num_episodes" in config:
         first = config["first_env_seed"]
         fields["episodes"] = f"{config['num_episodes']:,}, seeds from {first}"

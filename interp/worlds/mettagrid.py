@@ -194,6 +194,15 @@ class MettagridWorld:
                 scribe.note()
         np.logical_or(self._truncated_R, self._terminated_R, out=self.done_R)
 
+    def look(self, world: int) -> Facts:
+        """What is true now, as the facts of an episode of one state: for players that know what no agent sees.
+
+        About 5 us an agent. The world must have been reset with facts.
+        """
+        scribe = self._scribes[world]
+        assert scribe is not None
+        return scribe.look()
+
     def retire(self, world: int) -> Facts | None:
         scribe = self._scribes[world]
         self._sims[world] = self._scribes[world] = None
@@ -301,19 +310,16 @@ class _Scribe:
         self._start_clock = sightings.start(rows)
         self._counters: list[list[float]] = []
         spawn = self._query_agents()
-        self._spawn_A2 = np.array([(row, col) for row, col, _ in spawn], np.int16)
-        self._team_A = np.array([team for _, _, team in spawn], np.int16)
+        self._spawn_A2 = np.array([(agent["r"], agent["c"]) for agent in spawn], np.int16)
+        self._team_A = np.array([agent["agent:group"] for agent in spawn], np.int16)
         self._queried_positions: list[list[tuple[int, int]]] = []
         self.note()
 
-    def _query_agents(self) -> list[tuple[int, int, int]]:
-        """Row, column and team of every agent; about 10 us an agent, so not used where tokens tell the position."""
+    def _query_agents(self) -> list[dict[str, Any]]:
+        """Agents in the order of their numbers; about 5 us an agent, so not used where tokens tell the position."""
         static_types = [name for name in self._sim.object_type_names if name not in ("", "agent")]
         agents = self._sim.grid_objects(-1, -1, -1, -1, static_types).values()
-        return [
-            (agent["r"], agent["c"], agent["agent:group"])
-            for agent in sorted(agents, key=lambda agent: agent["agent_id"])
-        ]
+        return sorted(agents, key=lambda agent: agent["agent_id"])
 
     def note(self) -> None:
         """Asks the simulator what no observation tells."""
@@ -326,19 +332,39 @@ class _Scribe:
                 ]
             )
         if not self._vocabulary.tells_position:
-            self._queried_positions.append([(row, col) for row, col, _ in self._query_agents()])
+            self._queried_positions.append(
+                [(agent["r"], agent["c"]) for agent in self._query_agents()]
+            )
+
+    def look(self) -> Facts:
+        """The facts of this moment."""
+        agents = self._query_agents()
+        inventory_SAI = np.zeros((1, self._num_agents, len(self._resource_names)), np.int16)
+        for number, agent in enumerate(agents):
+            for resource, amount in agent["inventory"].items():
+                inventory_SAI[0, number, resource] = amount
+        position_SA2 = np.array([[(agent["r"], agent["c"]) for agent in agents]], np.int16)
+        return self._facts(position_SA2, inventory_SAI, self._counters[-1:])
 
     def facts(self) -> Facts:
+        """The facts of the episode so far."""
         states = self._sightings.since(self._start_clock, self._rows)
-        shape = states.shape[:2]
+        return self._facts(self._position(states), self._inventory(states), self._counters)
+
+    def _facts(
+        self,
+        position_SA2: Int16[np.ndarray, "S A 2"],
+        inventory_SAI: Int16[np.ndarray, "S A I"],
+        counters: list[list[float]],
+    ) -> Facts:
         return Facts(
             map_HW=self._map_HW,
             object_names=self._object_names,
-            position_SA2=self._position(states),
-            inventory_SAI=self._inventory(states),
+            position_SA2=position_SA2,
+            inventory_SAI=inventory_SAI,
             resource_names=self._resource_names,
-            counter_SAN=np.array(self._counters, np.float32).reshape(
-                *shape, len(self._counter_names)
+            counter_SAN=np.array(counters, np.float32).reshape(
+                *position_SA2.shape[:2], len(self._counter_names)
             ),
             counter_names=self._counter_names,
             team_A=self._team_A,

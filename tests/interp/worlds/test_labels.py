@@ -9,7 +9,6 @@ from jaxtyping import Bool
 
 from interp.records import Facts
 from interp.worlds.labels import (
-    FAR,
     HORIZON,
     LABELS,
     Scene,
@@ -17,6 +16,7 @@ from interp.worlds.labels import (
     compute_labels,
     label,
 )
+from interp.worlds.paths import FAR
 
 GLYPHS = {".": "empty", "#": "wall", "m": "mine", "g": "generator", "a": "altar", "t": "turret"}
 MOVES = {"N": (-1, 0), "S": (1, 0), "W": (0, -1), "E": (0, 1), ".": (0, 0)}

@@ -1,0 +1,115 @@
+"""Logs for machines: one JSON object a line, from the driver and from its actors, if SPARSIGHT_LOG is json.
+
+The fields of a record's `extra` become fields of the object: task, shard, recording, policy, actor, node, attempt,
+cause.
+"""
+
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from ray import LoggingConfig
+
+from cluster.crew import said
+from cluster.pool import Result
+from cluster.recordings import Receipt
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "SPARSIGHT_LOG"
+KINDS = ("text", "json")
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+"""What every log record has; the rest came by `extra`."""
+
+
+def wanted_kind() -> str:
+    """As SPARSIGHT_LOG says; ValueError if it says something else."""
+    kind = os.environ.get(VARIABLE, "text")
+    if kind not in KINDS:
+        raise ValueError(f"{VARIABLE} is {kind!r}; wanted {' or '.join(KINDS)}")
+    return kind
+
+
+def for_workers() -> LoggingConfig | None:
+    """How Ray's workers shall log; None for Ray's own way."""
+    if wanted_kind() == "text":
+        return None
+    return LoggingConfig(encoding="JSON", log_level="INFO")
+
+
+def configure() -> None:
+    """Sets this process's logging up, on stderr; nothing if text is wanted, which is Python's own way."""
+    if wanted_kind() == "text":
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in ("", "ray"):  # Ray's logger has a handler of its own, and hands nothing on
+        logging.getLogger(name).handlers = [handler]
+    for name in ("cluster", "interp", "jobs"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+class JsonLines(logging.Formatter):
+    """One object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
+
+
+class Journal:
+    """A watcher of runs that logs every event with the ids that it concerns, at level INFO, losses at WARNING."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+
+    def submitted(self, key: str, actor: str) -> None:
+        self._log("task submitted", task=key, actor=actor)
+
+    def done(self, result: Result[Any]) -> None:
+        receipt = result.value
+        about: dict[str, Any] = {}
+        if isinstance(receipt, Receipt):
+            policy = getattr(getattr(result.task, "plan", None), "inputs", {}).get("policy")
+            about = {
+                "shard": receipt.shard,
+                "recording": receipt.key.split("/")[1],
+                "policy": policy,
+                "rows": receipt.rows,
+                "bytes": receipt.bytes,
+            }
+        self._log(
+            "task done",
+            task=result.task.key,
+            actor=result.actor,
+            node=result.node,
+            attempt=result.attempts,
+            run_s=round(result.run_s, 3),
+            **about,
+        )
+
+    def retried(self, key: str, attempt: int, cause: BaseException) -> None:
+        self._log("task retried", task=key, attempt=attempt, cause=said(cause))
+
+    def quarantined(self, key: str, cause: BaseException) -> None:
+        self._log("task quarantined", logging.WARNING, task=key, cause=said(cause))
+
+    def actor_lost(self, actor: str, cause: BaseException) -> None:
+        self._log("actor lost", logging.WARNING, actor=actor, cause=said(cause))
+
+    def actor_back(self, actor: str) -> None:
+        self._log("actor there", actor=actor)
+
+    def _log(self, what: str, level: int = logging.INFO, **fields: object) -> None:
+        logger.log(level, what, extra={"stage": self._stage, **fields})
