@@ -4,6 +4,7 @@ A shard is a pure function of the plan: the same config, policy and seeds give t
 it, however many worlds it plays at once and however often it is killed on the way.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,6 +35,8 @@ from interp.rollout import (
 from interp.sampling import Reservoir
 from interp.worlds.labels import check_labels, compute_labels
 from interp.worlds.world import WorldFactory
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 96 << 20
 """What a shard of default size takes in memory. There are up to six copies: activations while they are played and when
@@ -89,15 +92,23 @@ class RecordingConfig:
     def episodes_of_a_shard(
         self, factory: WorldFactory, site_widths: Mapping[str, int], steps: CaptureSteps
     ) -> int:
-        """`episodes_per_shard`, or what it is by default."""
-        if self.episodes_per_shard is not None:
-            return self.episodes_per_shard
+        """`episodes_per_shard`, or what it is by default; a warning if that is more than an actor easily holds."""
         spec = factory.spec
         row_bytes = 2 * sum(site_widths.values()) + _KEY_BYTES + len(self.labels_in(factory))
         episode_bytes = len(steps.steps(spec.max_steps)) * spec.num_agents * row_bytes
+        in_memory = max(1, int(SHARD_BYTES / episode_bytes))
+        if (asked := self.episodes_per_shard) is not None:
+            if min(asked, self.num_episodes) > 2 * in_memory:
+                logger.warning(
+                    "episodes_per_shard %d: a shard takes up to %.0f MiB, and an actor holds several copies; up to %d "
+                    "leave it within 2 GiB",
+                    asked,
+                    min(asked, self.num_episodes) * episode_bytes / (1 << 20),
+                    2 * in_memory,
+                )
+            return asked
         full = ceil(FULL_BATCH_ROWS / spec.num_agents)
-        quarter = ceil(self.num_episodes / 4)
-        return max(1, min(full, int(SHARD_BYTES / episode_bytes), quarter))
+        return min(full, in_memory, ceil(self.num_episodes / 4))
 
 
 # Of a shard, from above, measured on Parquet of recordings: a number of an activation takes two bytes, which LZ4 cannot

@@ -87,7 +87,11 @@ class Plan:
 
         A task that carried the whole plan of 100,000 shards would carry 15 MB, and there are 100,000 tasks.
         """
-        return replace(self, shards=(self.by_name[shard],), part_of=self.plan_id)
+        part = replace(self, shards=(self.by_name[shard],), part_of=self.plan_id)
+        part.__dict__["recording_id"] = (
+            self.recording_id
+        )  # else each of them would hash the config again
+        return part
 
     def to_record(self) -> dict[str, Any]:
         """Of a whole plan; one shard of a plan is nothing to keep."""

@@ -335,3 +335,18 @@ def test_a_pool_records_what_one_process_records(recorded, tmp_path: Path) -> No
         laboratory._pool = pool  # the session's Ray stays up after this test
         laboratory.record([(plan, FACTORY)])
     assert objects(other, "recordings") == objects(store, "recordings")
+
+
+def test_a_shard_has_as_many_episodes_as_fill_a_batch_and_fit_memory(store: Store, caplog) -> None:
+    policy_id = add_policy(store)
+
+    def episodes(num_episodes: int, **more) -> int:
+        config = RecordingConfig(num_episodes=num_episodes, sites=("lstm.h", "lstm.c"), **more)
+        return len(plan_recording(store, policy_id, FACTORY, config).shards[0].env_seeds)
+
+    assert episodes(10_000) == 64  # 256 rows of 4 agents
+    assert episodes(80) == 20
+    assert episodes(1) == 1
+    assert caplog.records == []
+    assert episodes(10_000, episodes_per_shard=1024) == 1024
+    assert "a shard takes up to" in caplog.text

@@ -28,7 +28,12 @@ def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    subcommand = {"pipeline": ["demo"], "policies": ["list"], "recordings": ["gc"]}.get(verb, [])
+    subcommand = {
+        "pipeline": ["demo"],
+        "policies": ["list"],
+        "recordings": ["gc"],
+        "sequences": ["bank"],
+    }.get(verb, [])
     arguments = [verb, *subcommand, "--help"]
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
