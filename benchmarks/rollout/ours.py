@@ -6,11 +6,12 @@ from typing import Literal
 
 import pyarrow as pa
 
+from cluster.recorder import RecordingConfig
 from cluster.recordings import parquet_bytes
 from interp.policies.policy import Policy
 from interp.recording import episode_rows
 from interp.records import Episode
-from interp.rollout import Capture, Trial, fitting_worlds, roll
+from interp.rollout import Capture, EveryStep, Trial, fitting_worlds, roll
 from interp.worlds.labels import compute_labels
 from interp.worlds.world import World, WorldFactory
 
@@ -38,6 +39,8 @@ class Player:
         self._num_trials = num_trials
         self._widths: Mapping[str, int] = {site: policy.sites[site] for site in sites}
         self._world: World = factory(fitting_worlds(factory.spec, self._widths, num_trials))
+        recorded = RecordingConfig(num_episodes=4 * num_trials)
+        self._shard_episodes = recorded.episodes_of_a_shard(factory, self._widths, EveryStep())
 
     def play(self, number: int, kept: Kept) -> float:
         """Agent-steps per second of one round, whose seeds are its own."""
@@ -57,6 +60,9 @@ class Player:
                 episodes.append(episode)
             elif kept.startswith("rows"):
                 tables.append(self._rows(episode))
+            if len(tables) == self._shard_episodes:  # as the recorder divides them
+                parquet_bytes(pa.concat_tables(tables))
+                tables = []
         if tables:
             parquet_bytes(pa.concat_tables(tables))
         return num_steps / (time.perf_counter() - start)
