@@ -81,7 +81,9 @@ class Workshop:
                 studio.store, policy_id, shown.plan.recording_id, self.factory, SITES, steps=steps
             )
             tasks = [
-                ReplayShard(plan=plan, shard=shard, shown=receipt, factory=self.factory, steps=steps)
+                ReplayShard(
+                    plan=plan, shard=shard, shown=receipt, factory=self.factory, steps=steps
+                )
                 for shard, receipt in zip(plan.shards, shown.receipts, strict=True)
             ]
             return self._run(studio, plan, tasks, start)[1]
