@@ -9,7 +9,7 @@ A transcoder (Dunefsky et al. 2024, arXiv:2406.11944) is the same with outputs t
 b_dec is then of another space, it is not taken off the input.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +48,7 @@ class Autoencoder:
         tied: bool = True,
         decoder_norm: DecoderNorm = "unit",
         encoder_precision: EncoderPrecision = "float32",
+        blocks: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         """Decoder rows at random with norm 1, biases 0.
@@ -60,6 +61,8 @@ class Autoencoder:
             decoder_norm: "unit" keeps rows of W_dec at norm 1, so that a latent is in units of what it adds. "free"
                 leaves them alone, and families count a latent times its norm.
             encoder_precision: "bfloat16" rounds inputs and weights of the encoder's product.
+            blocks: Widths of the sources side by side in a row, whose norms a free decoder's latents are counted by one
+                by one: a crosscoder.
         """
         W_dec_FO = _unit_rows(d_sae, d_out or d_in, generator)
         is_tied = tied and d_out is None
@@ -77,10 +80,15 @@ class Autoencoder:
         self.is_transcoder = d_out is not None
         self.decoder_norm: DecoderNorm = decoder_norm
         self.encoder_precision: EncoderPrecision = encoder_precision
+        self._blocks = list(blocks) if blocks else [d_out or d_in]
 
     @property
     def d_sae(self) -> int:
         return self.weights["W_enc"].shape[0]
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self._blocks)
 
     @property
     def W_enc(self) -> Float[Tensor, "F D"]:
@@ -104,9 +112,12 @@ class Autoencoder:
     @property
     def norm_F(self) -> Float[Tensor, " F"] | None:
         """Norms of decoder rows, which a free decoder's latents are counted by; None if they are all 1."""
-        if self.decoder_norm == "unit":
-            return None
-        return self.W_dec.detach().norm(dim=1)
+        return None if self.decoder_norm == "unit" else self.added_norm_F.detach()
+
+    @property
+    def added_norm_F(self) -> Float[Tensor, " F"]:
+        """Norm of each decoder row, summed over sources where there are several; with its gradient."""
+        return torch.stack([part.norm(dim=1) for part in self.W_dec.split(self._blocks, 1)]).sum(0)
 
     def grad(self, name: str) -> Tensor:
         grad = self.weights[name].grad

@@ -29,7 +29,7 @@ class SaeConfig:
     """Number of latents."""
     samples: int = 1_000_000
     """Budget: rows seen, counting repeats; rounded up to whole batches."""
-    batch_rows: int = 2048
+    batch_rows: int = 1024
     """Rows per gradient step."""
     lr: float = 3e-3
     """Peak learning rate of Adam."""
@@ -45,7 +45,7 @@ class SaeConfig:
     """Whether rows are centred and scaled before they are decomposed; the finished dictionary undoes both."""
     tied_init: bool = True
     """Whether the encoder starts as the decoder's transpose."""
-    decoder_norm: DecoderNorm = "unit"
+    decoder_norm: DecoderNorm = "free"
     """Keep decoder rows at norm 1 ("unit"), or leave them and count latents by what they add ("free")."""
     encoder_precision: EncoderPrecision = "float32"
     """Precision of the encoder's product in training; bfloat16 is faster where the processor multiplies it itself."""

@@ -56,7 +56,7 @@ class Gated(Plain):
         h_BF = magnitude_BF * (gate_BF > 0)
         error_BO = sae.reconstruct(h_BF) - batch.y_BO
         open_BF = gate_BF.relu()
-        norm_F = None if sae.decoder_norm == "unit" else sae.W_dec.norm(dim=1)
+        norm_F = None if sae.decoder_norm == "unit" else sae.added_norm_F
         penalty = counted(open_BF, norm_F).sum() / open_BF.shape[0]
         by_gate_BO = torch.addmm(sae.b_dec.detach(), open_BF, sae.W_dec.detach())
         loss = squared_error(error_BO) + squared_error(by_gate_BO - batch.y_BO)

@@ -17,7 +17,7 @@ from torch import Tensor
 from interp.dictionaries import kernels
 from interp.dictionaries.autoencoder import Autoencoder, Batch
 from interp.dictionaries.batch_topk import BatchTopK
-from interp.dictionaries.family import Family
+from interp.dictionaries.family import Family, counted
 from interp.dictionaries.matryoshka import Matryoshka
 from interp.dictionaries.relu_l1 import ReluL1
 from interp.dictionaries.topk import Counting, TopK, batch_boundary, row_boundaries
@@ -51,15 +51,14 @@ def gradient_of(family: Family, sae: Autoencoder) -> Gradient:
     """The fastest way for this family, these widths and this device."""
     if sae.b_dec.is_cuda:
         return Differentiated(family, sae)
-    is_unit = sae.decoder_norm == "unit"
     match family:
         case BatchTopK() | TopK() | Matryoshka():
             mean_k = family.k * (1 + family.anneal * (family.wide - 1) / 2)
-            can_be_dense = is_unit and len(family.prefixes(sae.d_sae)) == 1
-            if can_be_dense and mean_k / sae.d_sae > CROSSOVER:
+            is_nested = len(family.prefixes(sae.d_sae)) > 1
+            if not is_nested and mean_k / sae.d_sae > CROSSOVER:
                 return Dense(family, sae)
             return Sparse(family, sae)
-        case ReluL1() if is_unit:
+        case ReluL1() if sae.num_blocks == 1:
             return Dense(family, sae)
         case _:
             return Differentiated(family, sae)
@@ -83,58 +82,81 @@ class Differentiated:
 
 
 class Dense:
-    """By hand, for unit decoders whose loss is the squared error and perhaps an L1 penalty."""
+    """By hand, for families whose loss is the squared error and perhaps an L1 penalty."""
 
     def __init__(self, family: ReluL1 | Counting, sae: Autoencoder) -> None:
         self._family = family
         self._sae = sae
+        # reused at every step: fresh ones cost page faults
         self._h_BF = torch.empty(0)
-        self._slope_BF = torch.empty(0)
         self._error_BO = torch.empty(0)
+        self._slope_AF = torch.empty(0)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, share: float) -> Step:
-        sae, family, num_rows = self._sae, self._family, batch.x_BD.shape[0]
-        h_BF, slope_BF, error_BO = self._buffers(num_rows)
-        _preactivations(sae, batch.x_BD, sae.bias_F, out=h_BF)
-        threshold = self._activate(h_BF, share)
-        torch.addmm(sae.b_dec, h_BF, sae.W_dec, out=error_BO).sub_(batch.y_BO)
-        loss = float(error_BO.square().sum()) / num_rows
-        l1 = family.l1_at(share) if isinstance(family, ReluL1) else 0.0
-        if l1:
-            loss += l1 * float(h_BF.sum()) / num_rows
+        sae, num_rows = self._sae, batch.x_BD.shape[0]
+        self._allocate(num_rows)
+        norm_F = sae.norm_F
+        W_enc_FD = sae.W_enc if sae.encoder_precision == "float32" else sae.W_enc.bfloat16()
+        _product(batch.x_BD, W_enc_FD, sae.bias_F, out=self._h_BF)
+        threshold = self._activate(norm_F, share)
+        l1 = self._family.l1_at(share) if isinstance(self._family, ReluL1) else 0.0
 
-        torch.mm(h_BF.T, error_BO, out=sae.grad("W_dec")).mul_(2 / num_rows)
-        torch.mm(error_BO, sae.W_dec.T, out=slope_BF).mul_(2 / num_rows)
+        for name in sae.weights:
+            sae.grad(name).zero_()
+        squares = 0.0
+        for first in range(0, num_rows, _CHUNK_ROWS):  # a chunk stays in the cache
+            rows = slice(first, min(first + _CHUNK_ROWS, num_rows))
+            x_AD, h_AF, error_AO = batch.x_BD[rows], self._h_BF[rows], self._error_BO[rows]
+            slope_AF = self._slope_AF[: len(x_AD)]
+            torch.addmm(sae.b_dec, h_AF, sae.W_dec, out=error_AO).sub_(batch.y_BO[rows])
+            squares += float(torch.linalg.vector_norm(error_AO)) ** 2
+            sae.grad("W_dec").addmm_(h_AF.T, error_AO, alpha=2 / num_rows)
+            sae.grad("b_dec").add_(error_AO.sum(0), alpha=2 / num_rows)
+            torch.mm(error_AO, sae.W_dec.T, out=slope_AF).mul_(2 / num_rows)
+            if l1:
+                slope_AF.add_(l1 / num_rows if norm_F is None else norm_F * (l1 / num_rows))
+            torch.ops.aten.threshold_backward.grad_input(slope_AF, h_AF, 0.0, grad_input=slope_AF)
+            sae.grad("W_enc").addmm_(slope_AF.T, x_AD)
+            sae.grad("b_enc").add_(slope_AF.sum(0))
+        loss = squares / num_rows
         if l1:
-            slope_BF.add_(l1 / num_rows)
-        torch.ops.aten.threshold_backward.grad_input(slope_BF, h_BF, 0.0, grad_input=slope_BF)
-        torch.mm(slope_BF.T, batch.x_BD, out=sae.grad("W_enc"))
-        torch.sum(slope_BF, 0, out=sae.grad("b_enc"))
-        torch.sum(error_BO, 0, out=sae.grad("b_dec")).mul_(2 / num_rows)
+            loss += l1 * self._penalise(norm_F, l1) / num_rows
         sae.add_bias_gradient(sae.grad("b_enc"))
-        return Step(loss, threshold, h_BF.amax(0) > 0, error_BO)
+        return Step(loss, threshold, self._h_BF.amax(0) > 0, self._error_BO)
 
-    def _activate(self, z_BF: Float[Tensor, "B F"], share: float) -> float:
+    def _activate(self, norm_F: Float[Tensor, " F"] | None, share: float) -> float:
         """Turns preactivations into latents, in place; returns the threshold."""
+        z_BF = self._h_BF
         if isinstance(self._family, ReluL1):
             z_BF.relu_()
             return 0.0
-        k = self._family.k_at(share)
+        k, rank_BF = self._family.k_at(share), counted(z_BF, norm_F)
         if self._family.by_row:
-            boundary_B = row_boundaries(z_BF, k)
-            z_BF.mul_(z_BF > boundary_B)
+            boundary_B = row_boundaries(rank_BF, k)
+            z_BF.mul_(rank_BF > boundary_B)
             return float(boundary_B.mean())
-        boundary = float(batch_boundary(z_BF, k))
-        torch.threshold_(z_BF, boundary, 0.0)
+        boundary = float(batch_boundary(rank_BF, k))
+        if norm_F is None:
+            torch.threshold_(z_BF, boundary, 0.0)
+        else:
+            z_BF.mul_(rank_BF > boundary)
         return boundary
 
-    def _buffers(self, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        if self._h_BF.shape[0] != num_rows:  # reused at every step: fresh ones cost page faults
+    def _penalise(self, norm_F: Float[Tensor, " F"] | None, l1: float) -> float:
+        """The sum that l1 is a penalty on; where norms are free, adds its gradient for them."""
+        h_F = self._h_BF.sum(0)
+        if norm_F is None:
+            return float(h_F.sum())
+        scaled_F = h_F / norm_F * (l1 / len(self._h_BF))
+        self._sae.grad("W_dec").addcmul_(scaled_F[:, None], self._sae.W_dec)
+        return float(h_F @ norm_F)
+
+    def _allocate(self, num_rows: int) -> None:
+        if len(self._h_BF) != num_rows:
             self._h_BF = torch.empty(num_rows, self._sae.d_sae)
-            self._slope_BF = torch.empty_like(self._h_BF)
             self._error_BO = torch.empty(num_rows, self._sae.b_dec.shape[0])
-        return self._h_BF, self._slope_BF, self._error_BO
+            self._slope_AF = torch.empty(min(_CHUNK_ROWS, num_rows), self._sae.d_sae)
 
 
 class Sparse:
@@ -287,14 +309,6 @@ class Sparse:
         active = (self._latent_BC, self._value_BC, self._slope_BC, self._count_B)
         kernels.by_latent(*active, start_F, row_N, value_N, slope_N)
         return start_F, row_N, value_N, slope_N
-
-
-def _preactivations(
-    sae: Autoencoder, x_BD: Float[Tensor, "B D"], bias_F: Float[Tensor, " F"], out: Tensor
-) -> None:
-    """Z into `out`."""
-    is_half = sae.encoder_precision == "bfloat16"
-    _product(x_BD, sae.W_enc.bfloat16() if is_half else sae.W_enc, bias_F, out=out)
 
 
 def _product(x_BD: Tensor, W_FD: Tensor, bias_F: Tensor, out: Tensor) -> None:

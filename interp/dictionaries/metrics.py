@@ -12,7 +12,22 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-Rows = np.ndarray
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Rows that are made when they are asked for; an array is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray: ...
+
+
+Rows = np.ndarray | RowSource
 """[rows, D] float16 or float32. Plain, for `training.check_rows` says what is wrong better than an annotation."""
 
 BLOCK_ROWS = 4096

@@ -43,6 +43,6 @@ class ReluL1(Plain):
     def loss(self, sae: Autoencoder, batch: Batch, share: float) -> Loss:
         h_BF = sae.preactivations(batch.x_BD).relu()
         error_BO = sae.reconstruct(h_BF) - batch.y_BO
-        norm_F = None if sae.decoder_norm == "unit" else sae.W_dec.norm(dim=1)
+        norm_F = None if sae.decoder_norm == "unit" else sae.added_norm_F
         penalty = self.l1_at(share) * counted(h_BF, norm_F).sum() / h_BF.shape[0]
         return Loss(squared_error(error_BO) + penalty, h_BF, error_BO, 0.0)

@@ -11,7 +11,7 @@ on the caller's number of threads (another number may change the last bit), unle
 """
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from math import ceil
@@ -51,6 +51,9 @@ __all__ = [
 # Weight initialisation, row order and resampling draw from different streams of one seed. (Two streams seeded alike
 # once gave a planted dictionary as its own initial weights, and a perfect score after no training.)
 _WEIGHTS_STREAM, _ORDER_STREAM, _RESAMPLING_STREAM = 0, 1, 2
+
+# Rows gathered and scaled at once: so few that they stay in the cache meanwhile.
+_CHUNK_ROWS = 512
 
 # The inference threshold is a running average over this share of the budget.
 _THRESHOLD_WINDOW = 0.05
@@ -123,6 +126,7 @@ class Trainer:
         known: Normalisation | None = None,
         targets: Targets | None = None,
         before_N: Int64[np.ndarray, " N"] | None = None,
+        blocks: Sequence[int] | None = None,
         device: str = "cpu",
     ) -> None:
         """Raises ValueError on rows that do not fit together or cannot be learnt from.
@@ -132,6 +136,7 @@ class Trainer:
             targets: Makes it a transcoder.
             before_N: For each train row the number of the row one step earlier, of the same agent and episode, or -1;
                 the temporal family needs it.
+            blocks: Widths of the sources that make up a row, of a crosscoder; see `interp.dictionaries.crosscoder`.
             device: Where weights and batches are, for instance "cuda".
         """
         check_rows(train_ND, held_out_ND)
@@ -163,6 +168,7 @@ class Trainer:
             tied=config.tied_init,
             decoder_norm=config.decoder_norm,
             encoder_precision=config.encoder_precision,
+            blocks=blocks,
             device=self._device,
         )
         self._adam = Adam(self._sae)
@@ -455,9 +461,12 @@ def _load(
     out_BD: Tensor | None = None,
 ) -> Tensor:
     """Some rows, centred and scaled; into `out_BD` if given and the device is the processor."""
-    gathered = torch.from_numpy(rows_ND[rows_B])
-    out_BD = torch.empty(gathered.shape) if out_BD is None else out_BD
-    out_BD.copy_(gathered).sub_(normal.mean_D).div_(normal.scale)
+    if out_BD is None:
+        out_BD = torch.empty(len(rows_B), rows_ND.shape[1])
+    for first in range(0, len(rows_B), _CHUNK_ROWS):
+        rows = slice(first, first + _CHUNK_ROWS)
+        gathered = torch.from_numpy(rows_ND[rows_B[rows]])
+        torch.sub(gathered, normal.mean_D, out=out_BD[rows]).div_(normal.scale)
     return out_BD.to(device)
 
 

@@ -10,6 +10,7 @@ from interp.dictionaries.autoencoder import Batch
 from interp.dictionaries.batch_topk import BatchTopK
 from interp.dictionaries.config import FAMILIES, SaeConfig
 from interp.dictionaries.dictionary import Dictionary
+from interp.dictionaries.family import counted
 from interp.dictionaries.gated import Gated
 from interp.dictionaries.jumprelu import JumpRelu, is_above, jump
 from interp.dictionaries.matryoshka import Matryoshka
@@ -69,7 +70,7 @@ def test_every_family_is_known_by_its_name():
 
 
 @EVERY
-@pytest.mark.parametrize("options", [{}, {"decoder_norm": "free"}, {"ema": 0.9}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"decoder_norm": "unit"}, {"ema": 0.9}], ids=str)
 def test_run_learns_and_its_dictionary_is_sparse(family, options):
     trainer, reports = trained(family, **options)
     assert reports[-1].fvu < 0.5 * measure(a_trainer(family).dictionary(), HELD_OUT).fvu
@@ -89,6 +90,7 @@ def test_finished_dictionary_computes_what_training_computed(family):
     with torch.no_grad():
         h_BF = family.loss(sae, batch, 1.0).h_BF
         recon = sae.reconstruct(h_BF) * dictionary.scale + dictionary.mean
+        h_BF = counted(h_BF, sae.norm_F)
     found_BF = dictionary.encode(torch.from_numpy(HELD_OUT).float())
     if isinstance(family, JumpRelu | Gated | ReluL1) or dictionary.k is not None:
         torch.testing.assert_close(found_BF, h_BF, atol=1e-4, rtol=1e-3)
@@ -132,7 +134,7 @@ def test_scale_of_the_rows_changes_nothing_but_the_scale(family, scale):
         *[(family, {}) for family in ALL],
         (ReluL1(), {"ema": 0.95, "resample_at": (0.3, 0.6), "resample_window": 0.05}),
         (BatchTopK(k=2, aux=1 / 32, dead_window=0.02), {"encoder_precision": "bfloat16"}),
-        (JumpRelu(), {"decoder_norm": "free", "resample_at": (0.4,), "tied_init": False}),
+        (JumpRelu(), {"decoder_norm": "unit", "resample_at": (0.4,), "tied_init": False}),
     ],
     ids=str,
 )

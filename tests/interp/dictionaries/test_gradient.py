@@ -83,14 +83,16 @@ def test_sparse_gradient_equals_autograd(family, share, decoder_norm, d_out):
 
 @pytest.mark.parametrize("share", [0.02, 1.0])
 @pytest.mark.parametrize("family", [*COUNTING[:2], ReluL1(l1=0.7)], ids=named)
+@pytest.mark.parametrize("decoder_norm", ["unit", "free"])
 @pytest.mark.parametrize("d_out", [None, 5])
-def test_dense_gradient_equals_autograd(family, share, d_out):
-    assert_same(family, Dense, share=share, d_out=d_out)
+def test_dense_gradient_equals_autograd(family, share, decoder_norm, d_out):
+    assert_same(family, Dense, share=share, decoder_norm=decoder_norm, d_out=d_out)
 
 
-def test_sparse_gradient_of_more_rows_than_a_chunk_holds_equals_autograd():
+@pytest.mark.parametrize("way", [Sparse, Dense])
+def test_gradient_of_more_rows_than_a_chunk_holds_equals_autograd(way):
     family = BatchTopK(k=4)
-    assert_same(family, Sparse, share=1.0, batch=a_batch(an_autoencoder(family), num_rows=700))
+    assert_same(family, way, share=1.0, batch=a_batch(an_autoencoder(family), num_rows=700))
 
 
 @pytest.mark.parametrize("family", COUNTING, ids=named)
@@ -270,10 +272,8 @@ def test_way_is_chosen_by_family_and_share_of_active_latents():
         return type(gradient_of(family, an_autoencoder(family, **options)))
 
     assert way(ReluL1()) is Dense
-    assert way(ReluL1(), decoder_norm="free") is Differentiated
     assert way(BatchTopK(k=1, wide=1.0)) is Sparse
     assert way(BatchTopK(k=20)) is Dense
-    assert way(BatchTopK(k=20), decoder_norm="free") is Sparse
     assert way(Matryoshka(k=20)) is Sparse
     assert way(JumpRelu()) is way(Gated()) is way(Temporal()) is Differentiated
 
