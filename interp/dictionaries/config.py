@@ -45,7 +45,7 @@ class SaeConfig:
     """Whether rows are centred and scaled before they are decomposed; the finished dictionary undoes both."""
     tied_init: bool = True
     """Whether the encoder starts as the decoder's transpose."""
-    decoder_norm: DecoderNorm = "free"
+    decoder_norm: DecoderNorm = "unit"
     """Keep decoder rows at norm 1 ("unit"), or leave them and count latents by what they add ("free")."""
     encoder_precision: EncoderPrecision = "float32"
     """Precision of the encoder's product in training; bfloat16 is faster where the processor multiplies it itself."""

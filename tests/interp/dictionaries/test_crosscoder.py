@@ -14,7 +14,13 @@ from interp.dictionaries.training import Normalisation
 NUM_SHARED, NUM_OWN = 10, 4
 WIDTHS = {"first": 24, "second": 16}
 CONFIG = SaeConfig(
-    family=BatchTopK(k=3), d_sae=32, samples=150_000, batch_rows=256, lr=1e-2, reports=1
+    family=BatchTopK(k=3),
+    d_sae=32,
+    samples=150_000,
+    batch_rows=256,
+    lr=1e-2,
+    reports=1,
+    decoder_norm="free",
 )
 
 
@@ -176,7 +182,7 @@ def test_sources_that_do_not_fit_are_refused(change, message):
 
 
 @pytest.mark.parametrize(
-    "options", [{"family": Gated()}, {"family": BatchTopK(), "decoder_norm": "unit"}]
+    "options", [{"family": Gated(), "decoder_norm": "free"}, {"family": BatchTopK()}]
 )
 def test_config_of_another_kind_is_refused(options):
     rows, _ = paired_rows(100, 0)

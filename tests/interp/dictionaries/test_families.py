@@ -70,7 +70,7 @@ def test_every_family_is_known_by_its_name():
 
 
 @EVERY
-@pytest.mark.parametrize("options", [{}, {"decoder_norm": "unit"}, {"ema": 0.9}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"decoder_norm": "free"}, {"ema": 0.9}], ids=str)
 def test_run_learns_and_its_dictionary_is_sparse(family, options):
     trainer, reports = trained(family, **options)
     assert reports[-1].fvu < 0.5 * measure(a_trainer(family).dictionary(), HELD_OUT).fvu
@@ -134,7 +134,7 @@ def test_scale_of_the_rows_changes_nothing_but_the_scale(family, scale):
         *[(family, {}) for family in ALL],
         (ReluL1(), {"ema": 0.95, "resample_at": (0.3, 0.6), "resample_window": 0.05}),
         (BatchTopK(k=2, aux=1 / 32, dead_window=0.02), {"encoder_precision": "bfloat16"}),
-        (JumpRelu(), {"decoder_norm": "unit", "resample_at": (0.4,), "tied_init": False}),
+        (JumpRelu(), {"decoder_norm": "free", "resample_at": (0.4,), "tied_init": False}),
     ],
     ids=str,
 )
