@@ -2,6 +2,8 @@
 
     train.npy, held_out.npy  ->  one trial per config (1 CPU, 1 thread, actors reused)  ->  [TrialResult]
 
+A trial that does badly can be ended early, see `Halving`.
+
 The rows are staged once per node as two `.npy` files that every trial maps into memory; only their paths and
 digests travel. An experiment is named by the hash of all that its numbers depend on, so asking again for the same
 sweep resumes what was cut short and returns what was finished; the number of trials at once never changes a number.
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ from ray import tune
 from ray.exceptions import RayTaskError
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
+from ray.tune.logger import TBXLoggerCallback
+from ray.tune.schedulers import FIFOScheduler
 
 from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
 from interp.dictionaries.metrics import DensitySummary
@@ -72,10 +77,41 @@ class TrialResult:
     """Latents active per held-out row."""
     dead_fraction: float
     """Share of latents silent on every held-out row."""
-    dictionary_uri: str
-    """Folder with the dictionary's files; `load_dictionary` reads it."""
+    dictionary_uri: str | None
+    """Folder with the dictionary's files, which `load_dictionary` reads; None if the trial was ended early."""
     curve: tuple[CurvePoint, ...]
     """Every report of the trial, in order."""
+    seed: int
+    """Of its weights and the order of its rows."""
+    trial_s: float
+    """Seconds that it trained and reported."""
+
+    @property
+    def is_whole(self) -> bool:
+        """False if it was ended early."""
+        return self.dictionary_uri is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halving:
+    """Ends trials that do badly among their likes: asynchronous successive halving (Li et al. 2020, arXiv:1810.05934).
+
+    At each rung a trial goes on if its FVU is among the best 1 / `factor` of those that came there so far with as many
+    active latents, to a factor of two: a sparser dictionary has the higher FVU and is not the worse for it. So which
+    trials end depends on who comes first; with one trial at a time it is the same every time. A sweep that is resumed
+    counts from its resumption.
+    """
+
+    rungs: tuple[float, ...] = (0.25, 0.5)
+    """Shares of the budget at which trials are compared; the next report counts."""
+    factor: int = 3
+    """One in so many goes on, as soon as so many have come."""
+
+    def __post_init__(self) -> None:
+        if not self.rungs or not all(0 < rung < 1 for rung in self.rungs):
+            raise ValueError(f"rungs are {self.rungs}, wanted shares above 0 and below 1")
+        if self.factor < 2:
+            raise ValueError(f"factor is {self.factor}, wanted at least 2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +156,12 @@ class Inputs:
     train: StagedRows
     held_out: StagedRows
     site: str
-    seed: int
     known: Normalisation | None
     """Of the train rows; None if every trial is to compute it."""
     restage: Callable[[], object] | None
     """Puts both files on a node that lacks them."""
+    device: str
+    """Where trials compute: cpu, or cuda."""
 
 
 class SaeTrial(tune.Trainable):
@@ -142,6 +179,7 @@ class SaeTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         # Made at the first step: an error there is the trial's, an error here would be a dead actor.
         self._config = SaeConfig.from_dict(new_config["trial"]["sae"])
+        self._seed = int(new_config["trial"]["seed"])
         self.__dict__.pop("_trainer", None)
         self._curve: list[dict[str, Any]] = []
         return True
@@ -150,13 +188,20 @@ class SaeTrial(tune.Trainable):
     def _trainer(self) -> Trainer:
         inputs = self._inputs
         rows = inputs.train.open(inputs.restage), inputs.held_out.open(inputs.restage)
-        return Trainer(self._config, *rows, site=inputs.site, seed=inputs.seed, known=inputs.known)
+        return Trainer(
+            self._config,
+            *rows,
+            site=inputs.site,
+            seed=self._seed,
+            known=inputs.known,
+            device=inputs.device,
+        )
 
     def step(self) -> dict[str, Any]:
         """The next report, in plain values; its `done` is also what tells Tune that the trial is over."""
         report = self._trainer.report()
         self._curve.append(asdict(CurvePoint.of(report)))
-        return {**asdict(report), "curve": list(self._curve) if report.done else []}
+        return {**asdict(report), "curve": list(self._curve)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         state = {"trainer": self._trainer.state_dict(), "curve": self._curve}
@@ -185,15 +230,26 @@ def sweep(
     known: Normalisation | None = None,
     restage: Callable[[], object] | None = None,
     max_concurrent: int | None = None,
+    seeds: Sequence[int] | None = None,
+    halving: Halving | None = None,
+    gpus_per_trial: float = 0.0,
+    tensorboard: bool = False,
     on_progress: Callable[[TrialProgress], None] | None = None,
 ) -> list[TrialResult]:
-    """Trains every config on the same rows and seed; results in the order of `configs`.
+    """Trains every config on the same rows; results in the order of `configs`.
 
-    Ray must be running. `known` is the normalisation of the train rows if that was computed before. `restage` is called
-    on a node without the files and must put them at the same paths there. `max_concurrent` is as many trials as there
-    are CPUs unless given. `storage_path` is a folder, or a URL that every node can write. Ctrl-C raises
-    KeyboardInterrupt once the state is saved; call again to go on (with the `max_concurrent` of the first call, which
-    Tune keeps).
+    Ray must be running. Ctrl-C raises KeyboardInterrupt once the state is saved; call again to go on (with the
+    `max_concurrent` of the first call, which Tune keeps).
+
+    Args:
+        storage_path: A folder, or a URL that every node can write.
+        known: The normalisation of the train rows, if that was computed before.
+        restage: Called on a node without the files; must put them at the same paths there.
+        max_concurrent: Trials at once; by default as many as there are CPUs.
+        seeds: Of the trials, by default `seed` for all.
+        halving: Ends trials that do badly.
+        gpus_per_trial: Perhaps a part of a GPU, which Ray then gives to several trials; with any, trials compute on it.
+        tensorboard: Writes what is reported as TensorBoard files, beside each trial's checkpoints.
     """
     if not ray.is_initialized():
         raise ValueError("Ray is not running; call ray.init before a sweep")
@@ -201,25 +257,41 @@ def sweep(
         raise ValueError("no config to train; give at least one")
     if max_concurrent is not None and max_concurrent < 1:
         raise ValueError(f"max_concurrent is {max_concurrent}, wanted at least 1")
+    if seeds is not None and len(seeds) != len(configs):
+        raise ValueError(f"{len(seeds)} seeds for {len(configs)} configs; give one for each")
+    if gpus_per_trial > ray.cluster_resources().get("GPU", 0):
+        raise ValueError(
+            f"gpus_per_trial is {gpus_per_trial} but this Ray has {ray.cluster_resources().get('GPU', 0):g} GPUs; "
+            "take 0 to train on processors"
+        )
+    seeds = [seed] * len(configs) if seeds is None else list(seeds)
     inputs = Inputs(
         train=StagedRows.of(train_path),
         held_out=StagedRows.of(held_out_path),
         site=site,
-        seed=seed,
         known=known,
         restage=restage,
+        device="cuda" if gpus_per_trial else "cpu",
     )
     check_rows(inputs.train.open(), inputs.held_out.open())
     storage = str(storage_path) if "://" in str(storage_path) else str(Path(storage_path).resolve())
-    experiment = f"{name}-{_digest(configs, inputs)}"
+    experiment = f"{name}-{_digest(configs, seeds, inputs, halving)}"
     experiment_uri = f"{storage}/{experiment}"
 
-    trainable = tune.with_parameters(SaeTrial, inputs=inputs)
+    trainable = tune.with_resources(
+        tune.with_parameters(SaeTrial, inputs=inputs), {"cpu": 1, "gpu": gpus_per_trial}
+    )
     space = {
         "trial": tune.grid_search(
-            [{"index": index, "sae": config.to_dict()} for index, config in enumerate(configs)]
+            [
+                {"index": index, "sae": config.to_dict(), "seed": own_seed}
+                for index, (config, own_seed) in enumerate(zip(configs, seeds, strict=True))
+            ]
         )
     }
+    callbacks: list[tune.Callback] = [_Forward(experiment_uri, num_trials=len(configs))]
+    if tensorboard:
+        callbacks.append(TBXLoggerCallback())
     with _listening(experiment_uri, on_progress), _tune_in_the_background():
         if tune.Tuner.can_restore(experiment_uri):
             tuner = tune.Tuner.restore(
@@ -236,6 +308,7 @@ def sweep(
                 tune_config=tune.TuneConfig(
                     reuse_actors=True,
                     max_concurrent_trials=max_concurrent,
+                    scheduler=None if halving is None else BandedHalving(halving),
                     trial_name_creator=_trial_name,
                     trial_dirname_creator=_trial_name,
                 ),
@@ -243,7 +316,7 @@ def sweep(
                     name=experiment,
                     storage_path=storage,
                     verbose=0,
-                    callbacks=[_Forward(experiment_uri, num_trials=len(configs))],
+                    callbacks=callbacks,
                     checkpoint_config=tune.CheckpointConfig(
                         num_to_keep=_NUM_CHECKPOINTS, checkpoint_frequency=1, checkpoint_at_end=True
                     ),
@@ -251,11 +324,13 @@ def sweep(
                 ),
             )
         grid = tuner.fit()
-    return _collect(grid, configs, experiment_uri)
+    return _collect(grid, configs, seeds, experiment_uri)
 
 
 def load_dictionary(trial: TrialResult) -> Dictionary:
-    """Reads the dictionary of a trial from the sweep's storage."""
+    """Reads the dictionary of a trial from the sweep's storage; ValueError if it was ended early and has none."""
+    if trial.dictionary_uri is None:
+        raise ValueError(f"the trial of {trial.config} was ended early and has no dictionary")
     filesystem, path = pyarrow.fs.FileSystem.from_uri(trial.dictionary_uri)
     files = {}
     for name in (WEIGHTS_FILE, CONFIG_FILE):
@@ -264,8 +339,36 @@ def load_dictionary(trial: TrialResult) -> Dictionary:
     return Dictionary.from_bytes(files)
 
 
+class BandedHalving(FIFOScheduler):
+    """`Halving` for Tune."""
+
+    def __init__(self, halving: Halving) -> None:
+        super().__init__()
+        self._halving = halving
+        self._came: dict[tuple[float, int], dict[str, float]] = {}
+        """By rung and band of sparsity: FVU of the trials that came there."""
+
+    def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
+        if result["done"]:
+            return FIFOScheduler.CONTINUE
+        share = result["step"] / result["num_steps"]
+        band = round(log2(max(result["l0"], 1.0)))
+        for rung in self._halving.rungs:
+            is_first = not any(
+                trial.trial_id in came for (at, _), came in self._came.items() if at == rung
+            )
+            if share < rung or not is_first:
+                continue
+            came = self._came.setdefault((rung, band), {})
+            came[trial.trial_id] = result["fvu"]
+            best = sorted(came.values())[: max(1, len(came) // self._halving.factor)]
+            if len(came) >= self._halving.factor and result["fvu"] > best[-1]:
+                return FIFOScheduler.STOP
+        return FIFOScheduler.CONTINUE
+
+
 def _collect(
-    grid: tune.ResultGrid, configs: Sequence[SaeConfig], experiment_uri: str
+    grid: tune.ResultGrid, configs: Sequence[SaeConfig], seeds: Sequence[int], experiment_uri: str
 ) -> list[TrialResult]:
     """Results in the order of `configs`; raises if one failed or the sweep was interrupted."""
     results = {_trial_index(result.path): result for result in grid}
@@ -277,35 +380,50 @@ def _collect(
                 for index, error in failed.items()
             )
         )
+    ended = {
+        _trial_index(trial.local_path or "")
+        for trial in grid._experiment_analysis.trials
+        if trial.status == Trial.TERMINATED
+    }
     trials = []
-    for index, config in enumerate(configs):
+    for index, (config, seed) in enumerate(zip(configs, seeds, strict=True)):
         result = results.get(index)
-        if result is None or not (result.metrics or {}).get("done"):
+        if result is None or index not in ended:
             raise KeyboardInterrupt(
                 f"sweep stopped before trial {index} was done; call again to resume"
             )
-        assert result.metrics is not None and result.checkpoint is not None
-        checkpoint = Path(result.checkpoint.path)
+        assert result.metrics is not None
+        uri = None
+        if result.metrics["done"]:
+            assert result.checkpoint is not None
+            checkpoint = Path(result.checkpoint.path)
+            uri = f"{experiment_uri}/{checkpoint.parent.name}/{checkpoint.name}"
         trials.append(
             TrialResult(
                 config=config,
                 fvu=result.metrics["fvu"],
                 l0=result.metrics["l0"],
                 dead_fraction=result.metrics["dead_fraction"],
-                dictionary_uri=f"{experiment_uri}/{checkpoint.parent.name}/{checkpoint.name}",
+                dictionary_uri=uri,
                 curve=tuple(CurvePoint(**point) for point in result.metrics["curve"]),
+                seed=seed,
+                trial_s=result.metrics["time_total_s"],
             )
         )
     return trials
 
 
-def _digest(configs: Sequence[SaeConfig], inputs: Inputs) -> str:
+def _digest(
+    configs: Sequence[SaeConfig], seeds: Sequence[int], inputs: Inputs, halving: Halving | None
+) -> str:
     """Hash of all that the numbers of a sweep depend on; where the rows lie is not part of it."""
     content = {
         "configs": [config.to_dict() for config in configs],
         "rows": [inputs.train.sha256, inputs.held_out.sha256],
         "site": inputs.site,
-        "seed": inputs.seed,
+        "seeds": list(seeds),
+        "device": inputs.device,
+        "halving": halving and asdict(halving),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
