@@ -28,7 +28,7 @@ from interp.concepts.scoring import (
 )
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
-from interp.stats import benjamini_hochberg
+from interp.stats.multiplicity import benjamini_hochberg
 from interp.worlds.labels import LABELS, WorldLabel
 
 

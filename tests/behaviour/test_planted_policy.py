@@ -24,7 +24,7 @@ from interp.policies.token_lstm import TokenLstmPolicy
 from interp.recording import episode_rows
 from interp.records import Episode
 from interp.rollout import Capture, Trial, roll
-from interp.stats import episode_split
+from interp.stats.episodes import episode_split
 from interp.steering.arms import Arm, SteeredLatent, SteeringConfig, arms
 from interp.steering.effects import ConceptTrials, effects_table, outcome_names
 from interp.steering.trials import play_arms
