@@ -6,10 +6,11 @@ latent that fires on 3 % of the samples then costs 3 % of a dense one.
 N samples of all episodes, in their order · M of them above the floor · G distinct values above the floor.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 
 class Ordered(NamedTuple):
@@ -45,26 +46,35 @@ class Ordered(NamedTuple):
     def sizes_G(self) -> Int64[np.ndarray, " G"]:
         return np.diff(self.ends_G, prepend=-1)
 
+    def centred_ranks(self) -> Float64[np.ndarray, " N"]:
+        """The mid-rank of every sample less their mean, from -(N - 1) / 2 to (N - 1) / 2."""
+        num_samples = self.num_floor + len(self.above_M)
+        rank_N = np.full(num_samples, (self.num_floor - num_samples) / 2)
+        # ranks from 1 to N less their mean (N + 1) / 2; of a group the middle
+        end_G = self.num_floor + self.ends_G + 1
+        middle_G = end_G - (self.sizes_G - 1) / 2 - (num_samples + 1) / 2
+        rank_N[self.above_M[self.order_M]] = np.repeat(middle_G, self.sizes_G)
+        return rank_N
+
+
+def ordered_features(
+    feature_ESF: Float32[np.ndarray, "E S F"], mask_ES: Bool[np.ndarray, "E S"]
+) -> Iterator[Ordered]:
+    """Every feature in its order; ValueError if one has values that are not finite."""
+    feature_FN = np.ascontiguousarray(feature_ESF[mask_ES].T)
+    if not np.isfinite(feature_FN).all():
+        bad = np.flatnonzero(~np.isfinite(feature_FN).all(1))[:5].tolist()
+        raise ValueError(
+            f"features {bad} have values that are not finite and so no rank; record or encode them again"
+        )
+    return map(Ordered.of, feature_FN)
+
 
 def centred_ranks(
     feature_ESF: Float32[np.ndarray, "E S F"], mask_ES: Bool[np.ndarray, "E S"]
 ) -> Float32[np.ndarray, "E S F"]:
     """Mid-ranks over all samples of all episodes, minus their mean; 0 in the padding."""
-    feature_FN = np.ascontiguousarray(feature_ESF[mask_ES].T)
-    if not np.isfinite(feature_FN).all():
-        raise ValueError(
-            f"features {np.flatnonzero(~np.isfinite(feature_FN).all(1))[:5].tolist()} have values that are not finite; "
-            "they have no rank: record or encode them again"
-        )
-    rank_FN = np.empty(feature_FN.shape, np.float32)
-    num_samples = feature_FN.shape[1]
-    for value_N, rank_N in zip(feature_FN, rank_FN, strict=True):
-        ordered = Ordered.of(value_N)
-        # ranks from 1 to N less their mean (N + 1) / 2; of a group the middle
-        rank_N[:] = (ordered.num_floor - num_samples) / 2
-        end_G = ordered.num_floor + ordered.ends_G + 1
-        middle_G = end_G - (ordered.sizes_G - 1) / 2 - (num_samples + 1) / 2
-        rank_N[ordered.above_M[ordered.order_M]] = np.repeat(middle_G, ordered.sizes_G)
     rank_ESF = np.zeros(feature_ESF.shape, np.float32)
-    rank_ESF[mask_ES] = rank_FN.T
+    ranks = [ordered.centred_ranks() for ordered in ordered_features(feature_ESF, mask_ES)]
+    rank_ESF[mask_ES] = np.array(ranks, np.float32).T
     return rank_ESF
