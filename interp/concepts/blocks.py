@@ -38,6 +38,10 @@ class BlockScores(NamedTuple):
     """Mean over draws of the distance of the AUROC from 1/2, to first order in ragged episodes."""
     null_largest_B: Float64[np.ndarray, " B"]
     """Under every draw, the largest |z| of the block."""
+    null_C: list[str]
+    """Which null hypothesis each label was tested against; "" if it was not."""
+    num_missing_C: Int64[np.ndarray, " C"]
+    """Samples left out because the label is not known there."""
 
 
 class RankScores(NamedTuple):
@@ -77,7 +81,13 @@ def score_block(
     shape = (num_features, targets.label_ESC.shape[2])
     p_FC, z_FC, null_auroc_FC = (np.full(shape, np.nan) for _ in range(3))
     largest_B = np.zeros(len(draws.order_BE))
-    for c, kind in enumerate(null_kinds(targets, min_positive_episodes)):
+    null_C = [
+        null_kind(label_ES, known_ES, min_positive_episodes)
+        for label_ES, known_ES in zip(
+            np.moveaxis(targets.label_ESC, 2, 0), np.moveaxis(targets.known_ESC, 2, 0), strict=True
+        )
+    ]
+    for c, kind in enumerate(null_C):
         if kind == UNTESTED:
             continue
         label_ES, known_ES = targets.label_ESC[..., c], targets.known_ESC[..., c]
@@ -92,15 +102,23 @@ def score_block(
         num_pairs = num_positive * (num_known - num_positive) * targets.mask_ES.sum() / num_known
         null_auroc_FC[:, c] = np.abs(null.null_BF).mean(0) / num_pairs
         largest_B = np.fmax(largest_B, np.fmax.reduce(np.abs(z.null_BF), axis=1))
-    return BlockScores(_known_auroc(feature_ESF, targets), p_FC, z_FC, null_auroc_FC, largest_B)
+    return BlockScores(
+        auroc_FC=_known_auroc(feature_ESF, targets),
+        p_FC=p_FC,
+        z_FC=z_FC,
+        null_auroc_FC=null_auroc_FC,
+        null_largest_B=largest_B,
+        null_C=null_C,
+        num_missing_C=targets.num_missing_C,
+    )
 
 
-def merge(
-    blocks: Sequence[BlockScores], targets: Targets, *, min_positive_episodes: int = 10
-) -> RankScores:
-    """The blocks of all features, in their order."""
+def merge(blocks: Sequence[BlockScores]) -> RankScores:
+    """The blocks of all features, in their order; all of the same targets and draws."""
+    if not blocks:
+        raise ValueError("no blocks to merge: a dictionary has at least one latent")
     auroc_FC, p_FC, z_FC, null_auroc_FC = (
-        np.concatenate([block[part] for block in blocks]) for part in range(4)
+        np.concatenate(parts) for parts in list(zip(*blocks, strict=True))[:4]
     )
     family_p_M = max_t(
         [Largest(np.abs(block.z_FC).reshape(-1), block.null_largest_B) for block in blocks]
@@ -111,8 +129,8 @@ def merge(
         q_FC=benjamini_hochberg(p_FC),
         family_p_FC=family_p_M.reshape(z_FC.shape),
         selectivity_FC=np.abs(auroc_FC - 0.5) - null_auroc_FC,
-        null_C=null_kinds(targets, min_positive_episodes),
-        num_missing_C=targets.num_missing_C,
+        null_C=blocks[0].null_C,
+        num_missing_C=blocks[0].num_missing_C,
     )
 
 
@@ -125,30 +143,36 @@ def score_all(
     min_positive_episodes: int = 10,
 ) -> RankScores:
     """Scores of any number of features, block after block."""
-    draws = Draws.make(len(feature_ESF), num_permutations, seed=seed)
-    blocks = [
+    return merge(
+        score_blocks(
+            feature_ESF,
+            targets,
+            Draws.make(len(feature_ESF), num_permutations, seed=seed),
+            min_positive_episodes=min_positive_episodes,
+        )
+    )
+
+
+def score_blocks(
+    feature_ESF: Float32[np.ndarray, "E S F"],
+    targets: Targets,
+    draws: Draws,
+    *,
+    min_positive_episodes: int = 10,
+) -> list[BlockScores]:
+    """Features, of which the first begins a block, in as many blocks as they need."""
+    return [
         score_block(
             feature_ESF[..., block], targets, draws, min_positive_episodes=min_positive_episodes
         )
         for block in blocks_of(feature_ESF.shape[2])
     ]
-    return merge(blocks, targets, min_positive_episodes=min_positive_episodes)
 
 
 def blocks_of(num_features: int) -> Iterator[slice]:
     """The only division of features into blocks: another one could round the last bits otherwise."""
     for start in range(0, num_features, BLOCK_FEATURES):
         yield slice(start, min(start + BLOCK_FEATURES, num_features))
-
-
-def null_kinds(targets: Targets, min_positive_episodes: int) -> list[str]:
-    """By which null each label is tested."""
-    return [
-        null_kind(label_ES, known_ES, min_positive_episodes)
-        for label_ES, known_ES in zip(
-            np.moveaxis(targets.label_ESC, 2, 0), np.moveaxis(targets.known_ESC, 2, 0), strict=True
-        )
-    ]
 
 
 def _known_auroc(
