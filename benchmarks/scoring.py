@@ -18,6 +18,14 @@ import tyro
 
 from benchmarks.measuring import peak_rss_mib, use_one_core
 from interp.concepts.blocks import score_all
+from interp.concepts.detection import (
+    Detection,
+    average_precision,
+    count,
+    detect,
+    event_coverage,
+)
+from interp.concepts.generality import generality, moments
 from interp.concepts.lags import Targets, lagged
 from interp.concepts.scoring import auroc, auroc_interval, rank_auroc
 
@@ -68,6 +76,11 @@ def main(config: Config) -> None:
     targets = Targets.known(label, mask)
     dense = ar1(config, config.features, seed=0)
     lags = range(-config.lags, config.lags + 1)
+    thresholds = np.zeros((config.features, config.labels), np.float32)
+
+    def detect_all(feature: np.ndarray) -> Detection:
+        return detect(count(feature, targets, thresholds))
+
     for name, feature in (("sparse", np.maximum(dense - np.float32(1.64), 0)), ("dense", dense)):
         print(f"{name}: {(feature != 0).mean():.0%} of the values are not 0")
         cpu_s(
@@ -79,6 +92,21 @@ def main(config: Config) -> None:
         cpu_s(
             "AUROC with intervals (1,000 resamples)",
             lambda feature=feature: auroc_interval(auroc(feature, label, mask), seed=0),
+        )
+        cpu_s("F1, phi, mutual information, precision", lambda feature=feature: detect_all(feature))
+        cpu_s(
+            "average precision",
+            lambda feature=feature: average_precision(feature, label, mask),
+        )
+        cpu_s(
+            "event coverage",
+            lambda feature=feature: event_coverage(feature, targets, thresholds, num_agents=1),
+        )
+        cpu_s(
+            "generality",
+            lambda feature=feature: generality(
+                feature, moments(mask, num_agents=1), mask, num_agents=1
+            ),
         )
         cpu_s(
             f"AUROC of {config.labels} labels at {len(lags)} lags",

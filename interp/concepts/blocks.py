@@ -101,7 +101,7 @@ def score_block(
         # ranks among all samples reach further than those among the known ones
         num_pairs = num_positive * (num_known - num_positive) * targets.mask_ES.sum() / num_known
         null_auroc_FC[:, c] = np.abs(null.null_BF).mean(0) / num_pairs
-        largest_B = np.fmax(largest_B, np.fmax.reduce(np.abs(z.null_BF), axis=1))
+        largest_B = np.fmax(largest_B, np.fmax.reduce(np.abs(z.null_BF), axis=1, initial=0.0))
     return BlockScores(
         auroc_FC=_known_auroc(feature_ESF, targets),
         p_FC=p_FC,
@@ -170,8 +170,11 @@ def score_blocks(
 
 
 def blocks_of(num_features: int) -> Iterator[slice]:
-    """The only division of features into blocks: another one could round the last bits otherwise."""
-    for start in range(0, num_features, BLOCK_FEATURES):
+    """The only division of features into blocks: another one could round the last bits otherwise.
+
+    No features are one empty block, which still tells by which null each label would be tested.
+    """
+    for start in range(0, max(1, num_features), BLOCK_FEATURES):
         yield slice(start, min(start + BLOCK_FEATURES, num_features))
 
 

@@ -92,8 +92,8 @@ def within(targets: Targets, *, steps: int, num_agents: int) -> Targets:
     future = lagged(targets, lags=range(1, steps + 1), num_agents=num_agents)
     shape = (*targets.label_ESC.shape, steps)
     return Targets(
-        label_ESC=future.label_ESC.reshape(shape).any(-1),
-        known_ESC=future.known_ESC.reshape(shape).all(-1),
+        label_ESC=np.any(future.label_ESC.reshape(shape), axis=-1),
+        known_ESC=np.all(future.known_ESC.reshape(shape), axis=-1),
         mask_ES=targets.mask_ES,
     )
 

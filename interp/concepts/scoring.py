@@ -122,7 +122,8 @@ def _positives_below(
         shape=(len(starts) - 1, len(twice_GC)),
     )
     num_above_E, num_floor_E = np.diff(above_starts), np.diff(starts) - np.diff(above_starts)
-    return group_EG @ twice_GC / 2 + np.outer(num_above_E + num_floor_E / 2, floor_C)
+    above_EC = np.asarray(group_EG @ twice_GC)
+    return above_EC / 2 + np.outer(num_above_E + num_floor_E / 2, floor_C)
 
 
 def rank_auroc(

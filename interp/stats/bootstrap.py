@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-from interp.stats.episodes import check_episodes, check_finite, check_level
+from interp.stats.episodes import check_episodes, check_level, check_values
 
 
 class Interval(NamedTuple):
@@ -37,7 +37,7 @@ def bootstrap_mean(
 ) -> Interval:
     """Percentile bootstrap of the mean over episodes (Efron 1979), for M quantities on the same resamples."""
     check_level(level)
-    check_finite("value_EM", value_EM)
+    check_values("value_EM", value_EM)
     weight_BE = resample_weights(len(value_EM), num_resamples, seed=seed)
     mean_BM = weight_BE @ value_EM / len(value_EM)
     lo_M, hi_M = np.quantile(mean_BM, [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -59,8 +59,8 @@ def bootstrap_ratio(
     could then be anything (Fieller 1954).
     """
     check_level(level)
-    check_finite("numerator_EM", numerator_EM)
-    check_finite("denominator_EM", denominator_EM)
+    check_values("numerator_EM", numerator_EM)
+    check_values("denominator_EM", denominator_EM)
     weight_BE = resample_weights(len(numerator_EM), num_resamples, seed=seed)
     tails = [(1 - level) / 2, (1 + level) / 2]
     below_BM = weight_BE @ denominator_EM

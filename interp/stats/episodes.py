@@ -43,6 +43,17 @@ def check_finite(name: str, value: Float[np.ndarray, "..."]) -> None:
         )
 
 
+def check_values(name: str, value_EM: Float[np.ndarray, "E M"]) -> None:
+    """Raises ValueError unless there is one finite value for every episode and quantity, of enough episodes."""
+    if value_EM.ndim != 2:
+        raise ValueError(
+            f"{name} has shape {value_EM.shape}, wanted [episodes, quantities]: average the steps of an episode "
+            "first, they are not independent"
+        )
+    check_episodes(len(value_EM))
+    check_finite(name, value_EM)
+
+
 def check_level(level: float) -> None:
     """Raises ValueError unless a level or a power lies between 0 and 1."""
     if not 0 < level < 1:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 from scipy import stats
 
-from interp.stats.episodes import check_episodes, check_finite, check_level
+from interp.stats.episodes import check_finite, check_level, check_values
 
 MIN_POLICIES = 6
 """Fewer policies than this give no interval: of 4, a nominal 95 % interval covers 88 %."""
@@ -51,8 +51,7 @@ def bootstrap_policies(
             f"{MIN_POLICIES}: train with more seeds, or claim something of these policies only"
         )
     for number, value_EM in enumerate(policy_values):
-        check_finite(f"policy_values[{number}]", value_EM)
-        check_episodes(len(value_EM))
+        check_values(f"policy_values[{number}]", value_EM)
     num_policies = len(policy_values)
     mean_PM = np.stack([value_EM.mean(0, dtype=np.float64) for value_EM in policy_values])
     weight_BP = (

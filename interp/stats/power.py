@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 from scipy import stats
 
-from interp.stats.episodes import MIN_EPISODES, check_episodes, check_finite, check_level
+from interp.stats.episodes import MIN_EPISODES, check_episodes, check_level, check_values
 from interp.stats.hierarchy import MIN_POLICIES
 
 LARGEST_DESIGN = 10**7
@@ -21,8 +21,7 @@ LARGEST_DESIGN = 10**7
 
 def paired_effect_size(value_EM: Float[np.ndarray, "E M"]) -> Float64[np.ndarray, " M"]:
     """Mean over episodes in units of the standard deviation between them; infinite if all are equal and not 0."""
-    check_episodes(len(value_EM))
-    check_finite("value_EM", value_EM)
+    check_values("value_EM", value_EM)
     with np.errstate(divide="ignore", invalid="ignore"):
         d_M = value_EM.mean(0, dtype=np.float64) / value_EM.std(0, ddof=1, dtype=np.float64)
     return np.where((value_EM == 0).all(0), 0.0, d_M)

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Float64
 
-from interp.stats.episodes import check_episodes, check_finite
+from interp.stats.episodes import check_values
 
 
 def paired_sign_flip(
@@ -15,8 +15,7 @@ def paired_sign_flip(
     all 2**E sign patterns are counted instead and p is exact. Differences that are all zero have p = 1.
     """
     num_episodes = len(difference_EM)
-    check_episodes(num_episodes)
-    check_finite("difference_EM", difference_EM)
+    check_values("difference_EM", difference_EM)
     observed_M = np.abs(difference_EM.sum(0, dtype=np.float64))
     tolerance_M = 1e-9 * np.abs(difference_EM).sum(0, dtype=np.float64)
     exact = 2**num_episodes <= num_flips

@@ -253,6 +253,12 @@ def test_the_planted_concept_is_found(found, label) -> None:
     assert row["auroc_lo"] > 0.9
     assert row["q_value"] < 0.05
     assert row["auroc"] > row["random_init_auroc"] + 0.05
+    assert row["family_p_value"] < 0.05
+    assert row["selectivity"] > 0.35
+    assert row["average_precision"] > row["base_rate"] + 0.3
+    assert row["phi"] > 0.7
+    assert row["event_coverage"] > 0.9
+    assert row["generality"] == "general"
     write_D = found.representation.dictionary.direction(row["latent"]).write_D.numpy()
     assert write_D[PLANTED[label]] / np.linalg.norm(write_D) > 0.9
 

@@ -1,9 +1,13 @@
 """Ratios over episodes, and the two levels of policies and episodes: coverage, and what is refused."""
 
+from inspect import unwrap
+
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from interp.stats.bootstrap import bootstrap_mean, bootstrap_ratio
+from interp.stats.episodes import check_values
 from interp.stats.hierarchy import MIN_POLICIES, bootstrap_policies, variance_components
 from interp.stats.sign_flip import paired_sign_flip
 
@@ -35,6 +39,15 @@ def test_an_episode_without_a_value_is_refused(compute) -> None:
     value[3, 1] = np.nan
     with pytest.raises(ValueError, match=r"1 of 24 entries of \w+ are not finite; leave out"):
         compute(value, seed=0)
+
+
+@pytest.mark.parametrize("compute", [bootstrap_mean, paired_sign_flip])
+def test_a_row_of_steps_is_refused(compute) -> None:
+    """By the annotation where those are checked, as in these tests, and by the function itself where they are not."""
+    with pytest.raises((ValueError, TypeCheckError), match=r"value_EM|difference_EM"):
+        compute(np.zeros(1000), seed=0)
+    with pytest.raises(ValueError, match=r"x has shape \(1000,\), wanted \[episodes, quantities\]"):
+        unwrap(check_values)("x", np.zeros(1000))
 
 
 def policies(

@@ -106,6 +106,9 @@ def test_shifts_leave_padding_alone() -> None:
     value, track = ar1(0.0, (3, 80, 2), seed=6), ar1(0.0, (3, 80, 2), seed=7)
     mask = np.ones((3, 80), np.bool_)
     whole = circular_shift_p(value, track, mask, num_agents=1, seed=0)
-    padded = [np.concatenate([x, np.full_like(x, 9)], axis=1) for x in (value, track)]
+    long_value, long_track = (
+        np.concatenate([x, np.full_like(x, 9)], axis=1) for x in (value, track)
+    )
     longer = np.concatenate([mask, ~mask], axis=1)
-    np.testing.assert_array_equal(circular_shift_p(*padded, longer, num_agents=1, seed=0), whole)
+    padded = circular_shift_p(long_value, long_track, longer, num_agents=1, seed=0)
+    np.testing.assert_array_equal(padded, whole)
