@@ -234,7 +234,7 @@ class ScoreLatents:
             place_S = _strided(dense, self.stride_steps)
             x_ND = dense.activation_ESD[:, place_S].reshape(-1, dictionary.d_in)
             code_ESF = dictionary.encode_rows(x_ND)[:, self.first : self.stop].reshape(
-                len(chosen_E[chosen_E]), len(place_S), -1
+                len(dense.env_seed_E), len(place_S), -1
             )
             code_ESF[~dense.mask_ES[:, place_S]] = 0
             latents.append(code_ESF)

@@ -26,8 +26,6 @@ from interp.stats.permutation import (
     two_sided,
 )
 
-__all__ = ["EPISODE_PERMUTATION", "EPISODE_SIGN_FLIP", "UNTESTED"]
-
 BLOCK_FEATURES = 64
 """Features whose nulls are computed together: their E x E contributions then fit a cache. Part of the definition of
 the last bits, since the products of another number may round otherwise."""

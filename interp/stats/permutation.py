@@ -97,12 +97,13 @@ def exchange_null(
             table = np.matmul(track_ES, value_ESF[stretch]).astype(np.float64)
             own = np.arange(len(table))
             observed_F += table[own, own + stretch.start].sum(0)
-            null_BF += gather @ table.reshape(-1, num_features)
+            null_BF += gather @ table.reshape(table.shape[0] * num_episodes, num_features)
         return Null(observed_F, null_BF)
     # float64, since another order of adding would round what is equal apart
     size = max(1, 4096 // value_ESF.shape[1])
     for start in range(0, num_episodes, size):
-        flat_NF = value_ESF[start : start + size].reshape(-1, num_features).astype(np.float64)
+        flat_NF = value_ESF[start : start + size].astype(np.float64)
+        flat_NF = flat_NF.reshape(flat_NF.shape[0] * flat_NF.shape[1], num_features)
         worn = track_ES[draws.order_BE[:, start : start + size]].astype(np.float64)
         null_BF += worn.reshape(len(worn), -1) @ flat_NF
         observed_F += track_ES[start : start + size].reshape(-1) @ flat_NF

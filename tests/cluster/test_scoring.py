@@ -143,6 +143,13 @@ def test_stretches_of_latents_give_what_all_of_them_give(
     equal(scores, in_memory(store, whole))
 
 
+def test_padding_is_silent(store: Store, whole: ScoreLatents) -> None:
+    latent_ESF, targets = whole.read(store)
+    assert (~targets.mask_ES).any()
+    assert not latent_ESF[~targets.mask_ES].any()
+    assert latent_ESF[targets.mask_ES].any(0).all()
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_actors_give_the_same(store: Store, whole: ScoreLatents) -> None:
