@@ -1,12 +1,12 @@
 """What is a dictionary once training is over? Frozen weights that turn an activation into sparse latents and back.
 
     z = ((x - mean) / scale) W_enc + b_enc
-    f = z where z > threshold, else 0
-    x̂ = scale (f W_dec + b_dec) + mean
+    f = z where z > threshold, else 0          (of one family: and among the k largest of its row)
+    x̂ = scale (f W_dec + b_dec) + mean         (of a transcoder: with the scale and mean of the site that it predicts)
 
-Shapes: B rows · D activation width · F latents. The code of a row never depends on the rows around it: families
-that choose their latents by batch (BatchTopK) are frozen to a threshold first, and the products run on blocks of
-one fixed size, so that not even the last bit changes with the number of rows.
+Shapes: B rows · D activation width · O output width, D but for a transcoder · F latents. The code of a row never
+depends on the rows around it: families that choose their latents by batch (BatchTopK) are frozen to a threshold first,
+and the products run on blocks of one fixed size, so that not even the last bit changes with the number of rows.
 """
 
 import json
@@ -34,11 +34,14 @@ _BLOCK_ROWS = 128
 _TENSORS = {
     "W_enc": ("d_in", "d_sae"),
     "b_enc": ("d_sae",),
-    "W_dec": ("d_sae", "d_in"),
-    "b_dec": ("d_in",),
+    "W_dec": ("d_sae", "d_out"),
+    "b_dec": ("d_out",),
     "threshold": ("d_sae",),
     "mean": ("d_in",),
 }
+_OUT_MEAN = "out_mean"
+# in the config file of those dictionaries that have them
+_OPTIONAL: dict[str, type] = {"k": int, "target_site": str, "out_scale": float}
 
 
 class LatentDirection(NamedTuple):
@@ -60,8 +63,8 @@ class Dictionary:
     W_enc: Float[Tensor, "D F"]
     b_enc: Float[Tensor, " F"]
     """The decoder bias is already folded in: b_enc here is b_enc - b_dec W_enc of training."""
-    W_dec: Float[Tensor, "F D"]
-    b_dec: Float[Tensor, " D"]
+    W_dec: Float[Tensor, "F O"]
+    b_dec: Float[Tensor, " O"]
     threshold: Float[Tensor, "*F"]
     """At least 0; one for all latents (no axis) or one per latent."""
     mean: Float[Tensor, " D"]
@@ -78,11 +81,30 @@ class Dictionary:
     """Latents active per held-out row."""
     dead_fraction: float = math.nan
     """Share of latents silent on every held-out row."""
+    k: int | None = None
+    """If given, at most so many latents of a row are active, the largest."""
+    target_site: str | None = None
+    """Of a transcoder: the site that it predicts. Its `out_mean` and `out_scale` are that site's `mean` and `scale`."""
+    out_mean: Float[Tensor, " O"] | None = None
+    out_scale: float | None = None
 
     def __post_init__(self) -> None:
-        _check_tensors({name: getattr(self, name) for name in _TENSORS})
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"scale is {self.scale}, wanted a finite number above 0")
+        _check_tensors(self._tensors)
+        for name, scale in (("scale", self.scale), ("out_scale", self.out_scale)):
+            if scale is not None and not (math.isfinite(scale) and scale > 0):
+                raise ValueError(f"{name} is {scale}, wanted a finite number above 0")
+        given = [self.target_site is None, self.out_mean is None, self.out_scale is None]
+        if len(set(given)) > 1:
+            raise ValueError(
+                "a transcoder has target_site, out_mean and out_scale, another dictionary none of them; got some"
+            )
+        if self.k is not None and not 1 <= self.k <= self.d_sae:
+            raise ValueError(f"k is {self.k}, wanted from 1 to d_sae, {self.d_sae}")
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        return tensors if self.out_mean is None else {**tensors, _OUT_MEAN: self.out_mean}
 
     @property
     def d_in(self) -> int:
@@ -91,6 +113,14 @@ class Dictionary:
     @property
     def d_sae(self) -> int:
         return self.W_enc.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def is_transcoder(self) -> bool:
+        return self.target_site is not None
 
     @torch.no_grad()
     def encode(self, x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
@@ -103,13 +133,13 @@ class Dictionary:
         return _by_block(self._encode_block, x_BD, self.d_sae)
 
     @torch.no_grad()
-    def decode(self, latents_BF: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
-        """Reconstruction of each row in the units of the recorded activation."""
+    def decode(self, latents_BF: Float[Tensor, "B F"]) -> Float[Tensor, "B O"]:
+        """Reconstruction of each row in the units of the recorded activation (a transcoder's: of its target site)."""
         if latents_BF.ndim != 2 or latents_BF.shape[1] != self.d_sae:
             raise ValueError(
                 f"latents have shape {tuple(latents_BF.shape)}, wanted [rows, {self.d_sae}]"
             )
-        return _by_block(self._decode_block, latents_BF, self.d_in)
+        return _by_block(self._decode_block, latents_BF, self.d_out)
 
     def encode_rows(self, x_ND: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N F"]:
         """`encode` for numpy."""
@@ -117,13 +147,33 @@ class Dictionary:
 
     def _encode_block(self, x_BD: Tensor) -> Tensor:
         z_BF = torch.addmm(self.b_enc, (x_BD - self.mean) / self.scale, self.W_enc)
-        return z_BF.mul_(z_BF > self.threshold)
+        z_BF.mul_(z_BF > self.threshold)
+        if self.k is not None and self.k < self.d_sae:
+            # what ties with the next one is left out, as in training
+            next_B = z_BF.topk(self.k + 1, dim=1).values[:, -1:]
+            z_BF.mul_(z_BF > next_B)
+        return z_BF
 
     def _decode_block(self, latents_BF: Tensor) -> Tensor:
-        return torch.addmm(self.b_dec, latents_BF, self.W_dec).mul_(self.scale).add_(self.mean)
+        scale = self.scale if self.out_scale is None else self.out_scale
+        mean = self.mean if self.out_mean is None else self.out_mean
+        return torch.addmm(self.b_dec, latents_BF, self.W_dec).mul_(scale).add_(mean)
 
     def direction(self, latent: int) -> LatentDirection:
-        """Read and write vectors of one latent with the input normalisation folded in."""
+        """Read and write vectors of one latent with the input normalisation folded in.
+
+        ValueError where a latent cannot be read by itself, as it competes for k places in its row, or writes at another
+        site.
+        """
+        if self.k is not None:
+            raise ValueError(
+                f"latents of this dictionary compete for {self.k} places in each row, so none can be read by itself; "
+                'train the family with inference="threshold"'
+            )
+        if self.is_transcoder:
+            raise ValueError(
+                f"this is a transcoder: its latents read {self.site!r} but write {self.target_site!r}"
+            )
         if not 0 <= latent < self.d_sae:
             raise ValueError(
                 f"latent {latent} not in this dictionary; it has 0 to {self.d_sae - 1}"
@@ -138,7 +188,7 @@ class Dictionary:
 
     def to_bytes(self) -> dict[str, bytes]:
         """File name -> content: tensors as safetensors, the rest as JSON. Same dictionary, same bytes."""
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        tensors = {name: tensor.contiguous() for name, tensor in self._tensors.items()}
         config = {
             "format": FORMAT,
             "d_in": self.d_in,
@@ -150,6 +200,7 @@ class Dictionary:
                 name: None if math.isnan(getattr(self, name)) else getattr(self, name)
                 for name in ("fvu", "l0", "dead_fraction")
             },
+            **{name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None},
         }
         text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
         return {WEIGHTS_FILE: save(tensors), CONFIG_FILE: text.encode()}
@@ -166,10 +217,11 @@ class Dictionary:
             tensors = load(bytes(files[WEIGHTS_FILE]))
         except SafetensorError as error:
             raise ValueError(f"{WEIGHTS_FILE} is not a safetensors file: {error}") from error
-        if tensors.keys() != _TENSORS.keys():
+        wanted = _TENSORS.keys() | ({_OUT_MEAN} if "target_site" in config else set())
+        if tensors.keys() != wanted:
             raise ValueError(
-                f"{WEIGHTS_FILE} lacks {sorted(_TENSORS.keys() - tensors.keys())} and has unknown "
-                f"{sorted(tensors.keys() - _TENSORS.keys())}; wanted exactly {sorted(_TENSORS)}"
+                f"{WEIGHTS_FILE} lacks {sorted(wanted - tensors.keys())} and has unknown "
+                f"{sorted(tensors.keys() - wanted)}; wanted exactly {sorted(wanted)}"
             )
         try:
             _check_tensors(tensors)
@@ -189,6 +241,10 @@ class Dictionary:
             scale=float(config["scale"]),
             family=str(config["family"]),
             site=str(config["site"]),
+            out_mean=tensors.get(_OUT_MEAN),
+            k=config.get("k"),
+            target_site=config.get("target_site"),
+            out_scale=config.get("out_scale"),
             **held_out,
         )
         if (config["d_in"], config["d_sae"]) != (dictionary.d_in, dictionary.d_sae):
@@ -201,11 +257,15 @@ class Dictionary:
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Shapes that fit together, float32, finite, no threshold below 0."""
-    if tensors["W_enc"].ndim != 2:
-        raise ValueError(f"W_enc has shape {tuple(tensors['W_enc'].shape)}, wanted [d_in, d_sae]")
+    for name, axes in (("W_enc", "[d_in, d_sae]"), ("W_dec", "[d_sae, d_out]")):
+        if tensors[name].ndim != 2:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, wanted {axes}")
     sizes = dict(zip(_TENSORS["W_enc"], tensors["W_enc"].shape, strict=True))
-    for name, axes in _TENSORS.items():
-        tensor = tensors[name]
+    is_transcoder = _OUT_MEAN in tensors
+    sizes["d_out"] = tensors["W_dec"].shape[1] if is_transcoder else sizes["d_in"]
+    all_axes = {**_TENSORS, _OUT_MEAN: ("d_out",)}
+    for name, tensor in tensors.items():
+        axes = all_axes[name]
         wanted = tuple(sizes[axis] for axis in axes)
         if tuple(tensor.shape) != wanted and not (name == "threshold" and tensor.ndim == 0):
             raise ValueError(
@@ -231,10 +291,16 @@ def _read_config(content: bytes) -> dict[str, Any]:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"{CONFIG_FILE} has format {found!r}, wanted {FORMAT!r}")
     fields = {"format", "d_in", "d_sae", "family", "site", "scale", "held_out"}
-    if config.keys() != fields:
+    if config.keys() - _OPTIONAL.keys() != fields:
         raise ValueError(
-            f"{CONFIG_FILE} lacks {sorted(fields - config.keys())} and has unknown {sorted(config.keys() - fields)}"
+            f"{CONFIG_FILE} lacks {sorted(fields - config.keys())} and has unknown "
+            f"{sorted(config.keys() - fields - _OPTIONAL.keys())}"
         )
+    for name, kind in _OPTIONAL.items():
+        if name in config and not (
+            isinstance(config[name], kind) and not isinstance(config[name], bool)
+        ):
+            raise ValueError(f"{CONFIG_FILE}: {name} is {config[name]!r}, wanted {kind.__name__}")
     numbers = {"fvu", "l0", "dead_fraction"}
     if not isinstance(config["held_out"], dict) or config["held_out"].keys() != numbers:
         raise ValueError(

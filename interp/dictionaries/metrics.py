@@ -12,7 +12,22 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-Rows = np.ndarray
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Rows that are made when they are asked for; an array is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray: ...
+
+
+Rows = np.ndarray | RowSource
 """[rows, D] float16 or float32. Plain, for `training.check_rows` says what is wrong better than an annotation."""
 
 BLOCK_ROWS = 4096
@@ -21,7 +36,7 @@ BLOCK_ROWS = 4096
 @runtime_checkable
 class Codec(Protocol):
     def encode(self, x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]: ...
-    def decode(self, latents_BF: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]: ...
+    def decode(self, latents_BF: Float[Tensor, "B F"]) -> Float[Tensor, "B O"]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,25 +98,29 @@ def blocks(rows_ND: Rows, block_rows: int = BLOCK_ROWS) -> Iterator[Float32[Tens
         yield torch.from_numpy(np.array(rows_ND[start : start + block_rows], dtype=np.float32))
 
 
-def measure(codec: Codec, rows_ND: Rows) -> Measurement:
-    """All metrics in one pass; memory is one block, whatever the number of rows."""
+def measure(codec: Codec, rows_ND: Rows, targets_NO: Rows | None = None) -> Measurement:
+    """All metrics in one pass; memory is one block, whatever the number of rows.
+
+    `targets_NO` are what a transcoder is to reconstruct of the same rows, by default the rows themselves.
+    """
     num_rows = rows_ND.shape[0]
+    targets_NO = rows_ND if targets_NO is None else targets_NO
     if num_rows == 0:
         raise ValueError("0 rows to measure on; the held-out split is empty")
     fires_F: Tensor | float = 0.0
     error = square = 0.0
     # The variance is taken about a first guess of the mean and corrected at the end: about 0 it would cancel where
     # the mean is large against the spread.
-    guess_D = next(blocks(rows_ND)).double().mean(0)
-    shift_D = torch.zeros_like(guess_D)
-    for x_BD in blocks(rows_ND):
+    guess_O = next(blocks(targets_NO)).double().mean(0)
+    shift_O = torch.zeros_like(guess_O)
+    for x_BD, y_BO in zip(blocks(rows_ND), blocks(targets_NO), strict=True):
         latents_BF = codec.encode(x_BD)
         fires_F = fires_F + (latents_BF > 0).sum(0)
-        error += float((codec.decode(latents_BF) - x_BD).square().sum(dtype=torch.float64))
-        centred_BD = x_BD.double() - guess_D
-        square += float(centred_BD.square().sum())
-        shift_D += centred_BD.sum(0)
-    variance = square - float(shift_D.square().sum()) / num_rows
+        error += float((codec.decode(latents_BF) - y_BO).square().sum(dtype=torch.float64))
+        centred_BO = y_BO.double() - guess_O
+        square += float(centred_BO.square().sum())
+        shift_O += centred_BO.sum(0)
+    variance = square - float(shift_O.square().sum()) / num_rows
     if variance <= 0:
         raise ValueError(
             f"all {num_rows} rows are equal, so there is no variance to explain; record other episodes"

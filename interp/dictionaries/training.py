@@ -7,12 +7,13 @@ Rows come as [rows, D] float16 or float32 arrays, perhaps read-only memory maps 
 gathered batch by batch and never copied whole. A run is a pure function of (config, rows, seed, machine): every
 random number is a function of the seed and the position in the data, so a run that was stopped at any step and
 resumed from `Trainer.state_dict` gives the same bits as one that was not. The matrix products run in full float32
-on the caller's number of threads (another number may change the last bit).
+on the caller's number of threads (another number may change the last bit), unless the config says bfloat16.
 """
 
 import json
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, fields
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -21,99 +22,41 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from interp.dictionaries.autoencoder import Autoencoder
-from interp.dictionaries.batch_topk import BatchTopK, add_auxk_gradient
+from interp.dictionaries.adam import Adam
+from interp.dictionaries.autoencoder import Autoencoder, Batch
+from interp.dictionaries.auxk import add_auxk_gradient
+from interp.dictionaries.config import FAMILIES, AnyFamily, SaeConfig
 from interp.dictionaries.dictionary import Dictionary
+from interp.dictionaries.gradient import Step, gradient_of
 from interp.dictionaries.metrics import DensitySummary, Measurement, Rows, blocks, measure
-from interp.dictionaries.relu_l1 import ReluL1
+from interp.dictionaries.resampling import resample
+from interp.dictionaries.temporal import Temporal
+from interp.dictionaries.topk import Counting
 
-Family = ReluL1 | BatchTopK
-FAMILIES: dict[str, type[ReluL1] | type[BatchTopK]] = {
-    family.name: family for family in (ReluL1, BatchTopK)
-}
+__all__ = [
+    "FAMILIES",
+    "AnyFamily",
+    "CurvePoint",
+    "Normalisation",
+    "Progress",
+    "SaeConfig",
+    "Shuffle",
+    "Targets",
+    "Trainer",
+    "check_rows",
+    "fit",
+    "normalisation",
+]
 
-# Weight initialisation and row order draw from different streams of one seed. (Two streams seeded alike once gave a
-# planted dictionary as its own initial weights, and a perfect score after no training.)
-_WEIGHTS_STREAM, _ORDER_STREAM = 0, 1
+# Weight initialisation, row order and resampling draw from different streams of one seed. (Two streams seeded alike
+# once gave a planted dictionary as its own initial weights, and a perfect score after no training.)
+_WEIGHTS_STREAM, _ORDER_STREAM, _RESAMPLING_STREAM = 0, 1, 2
+
+# Rows gathered and scaled at once: so few that they stay in the cache meanwhile.
+_CHUNK_ROWS = 512
 
 # The inference threshold is a running average over this share of the budget.
 _THRESHOLD_WINDOW = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SaeConfig:
-    """One training run of a sparse autoencoder."""
-
-    family: ReluL1 | BatchTopK = field(default_factory=BatchTopK)
-    """How latents are chosen, each with its own settings."""
-    d_sae: int = 512
-    """Number of latents."""
-    samples: int = 1_000_000
-    """Budget: rows seen, counting repeats; rounded up to whole batches."""
-    batch_rows: int = 2048
-    """Rows per gradient step."""
-    lr: float = 3e-3
-    """Peak learning rate of Adam."""
-    warm_up: float = 0.05
-    """Share of the budget over which the learning rate rises from 0."""
-    decay: float = 0.2
-    """Share of the budget, at its end, over which the learning rate falls to 0."""
-    # Early gradients are 100 times larger and would fill Adam's second moment for a thousand steps: without the limit,
-    # recovery of a planted dictionary fell from .997 to .950.
-    max_grad_norm: float = 1.0
-    """A gradient of larger norm is scaled down to it."""
-    reports: int = 10
-    """How often held-out metrics are reported over the run."""
-    report_rows: int = 8192
-    """Held-out rows behind each report, evenly spaced; the last report uses all."""
-
-    def __post_init__(self) -> None:
-        for name in ("d_sae", "samples", "batch_rows", "reports", "report_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1")
-        for name in ("lr", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted above 0")
-        if self.warm_up < 0 or self.decay < 0 or self.warm_up + self.decay > 1:
-            raise ValueError(
-                f"warm_up is {self.warm_up} and decay {self.decay}; wanted shares of the budget that sum to at most 1"
-            )
-        if isinstance(self.family, BatchTopK) and self.family.k > self.d_sae:
-            raise ValueError(
-                f"family.k is {self.family.k} but d_sae is {self.d_sae}; wanted k at most d_sae"
-            )
-
-    @property
-    def num_steps(self) -> int:
-        return ceil(self.samples / self.batch_rows)
-
-    @property
-    def report_steps(self) -> int:
-        """Steps from one report to the next."""
-        return ceil(self.num_steps / self.reports)
-
-    def lr_at(self, step: int) -> float:
-        """Warm-up, plateau, decay; `step` counts from 0."""
-        rise = (step + 1) / (self.num_steps * self.warm_up) if self.warm_up else 1.0
-        fall = (self.num_steps - step) / (self.num_steps * self.decay) if self.decay else 1.0
-        return self.lr * min(1.0, rise, fall)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the family carries its name."""
-        return {**asdict(self), "family": {"name": self.family.name, **asdict(self.family)}}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "SaeConfig":
-        """The inverse of `to_dict`; ValueError on an unknown family or field."""
-        family = dict(content["family"])
-        if (name := family.pop("name", None)) not in FAMILIES:
-            raise ValueError(f"family {name!r} is not known; there are {sorted(FAMILIES)}")
-        for found, kind in ((content, cls), (family, FAMILIES[name])):
-            if unknown := found.keys() - {known.name for known in fields(kind)}:
-                raise ValueError(
-                    f"{kind.__name__} has no {sorted(unknown)}; was it written by another version?"
-                )
-        return cls(**{**content, "family": FAMILIES[name](**family)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +101,17 @@ class Normalisation(NamedTuple):
     """Root mean square of a centred coordinate over all rows and coordinates."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Targets:
+    """What a transcoder reconstructs: the same rows of another site."""
+
+    train_NO: Rows
+    held_out_NO: Rows
+    site: str
+    known: Normalisation | None = None
+    """`normalisation(train_NO)`, if that is known already."""
+
+
 class Trainer:
     """A run that can be stepped, watched, stopped and resumed."""
 
@@ -170,9 +124,26 @@ class Trainer:
         site: str,
         seed: int,
         known: Normalisation | None = None,
+        targets: Targets | None = None,
+        before_N: Int64[np.ndarray, " N"] | None = None,
+        blocks: Sequence[int] | None = None,
+        device: str = "cpu",
     ) -> None:
-        """`known` is `normalisation(train_ND)` if that is known already: it takes a pass over all train rows."""
+        """Raises ValueError on rows that do not fit together or cannot be learnt from.
+
+        Args:
+            known: `normalisation(train_ND)` if that is known already: it takes a pass over all train rows.
+            targets: Makes it a transcoder.
+            before_N: For each train row the number of the row one step earlier, of the same agent and episode, or -1;
+                the temporal family needs it.
+            blocks: Widths of the sources that make up a row, of a crosscoder; see `interp.dictionaries.crosscoder`.
+            device: Where weights and batches are, for instance "cuda".
+        """
         check_rows(train_ND, held_out_ND)
+        if targets is not None:
+            _check_targets(targets, train_ND, held_out_ND)
+        if isinstance(config.family, Temporal):
+            _check_before(before_N, len(train_ND))
         num_rows, d_in = train_ND.shape
         self.config = config
         self.site = site
@@ -180,21 +151,35 @@ class Trainer:
         self.step = 0
         self._train_ND = train_ND
         self._held_out_ND = held_out_ND
-        self._mean_D, self._scale = known or normalisation(train_ND)
+        self._targets = targets
+        self._before_N = before_N if isinstance(config.family, Temporal) else None
+        self._input = _normalisation_of(train_ND, known, config)
+        self._output = self._input
+        if targets is not None:
+            self._output = _normalisation_of(targets.train_NO, targets.known, config)
+        self._device = torch.device(device)
         self._order = Shuffle(num_rows, seed=seed)
-        generator = torch.Generator().manual_seed(_stream(seed, _WEIGHTS_STREAM))
-        self._sae = Autoencoder(d_in=d_in, d_sae=config.d_sae, generator=generator)
-        self._adam = torch.optim.Adam(list(self._sae.weights.values()), lr=config.lr, fused=True)
-        self._silent_F = torch.zeros(config.d_sae, dtype=torch.int64)
+        self._sae = Autoencoder(
+            d_in=d_in,
+            d_sae=config.d_sae,
+            generator=torch.Generator().manual_seed(_stream(seed, _WEIGHTS_STREAM)),
+            d_out=None if targets is None else targets.train_NO.shape[1],
+            more=config.family.more_weights(config.d_sae),
+            tied=config.tied_init,
+            decoder_norm=config.decoder_norm,
+            encoder_precision=config.encoder_precision,
+            blocks=blocks,
+            device=self._device,
+        )
+        self._adam = Adam(self._sae)
+        self._gradient = gradient_of(config.family, self._sae)
+        self._average = self._weights() if config.ema else {}
+        self._silent_F = torch.zeros(config.d_sae, dtype=torch.int64, device=self._device)
         """Rows since each latent last fired."""
         self._threshold = 0.0
         self._loss = float("nan")
         self._final: Measurement | None = None
-        # Reused at every step: fresh ones of this size cost page faults.
-        self._x_BD = torch.empty(config.batch_rows, d_in)
-        self._error_BD = torch.empty(config.batch_rows, d_in)
-        self._latents_BF = torch.empty(config.batch_rows, config.d_sae)
-        self._scratch_BF = torch.empty(config.batch_rows, config.d_sae)
+        self._x_BD = torch.empty(config.batch_rows, d_in)  # reused: fresh ones cost page faults
 
     @property
     def done(self) -> bool:
@@ -215,48 +200,62 @@ class Trainer:
         for _ in range(min(num_steps, self.config.num_steps - self.step)):
             self._advance_once()
 
-    @torch.no_grad()
     def _advance_once(self) -> None:
-        config, sae, num_rows = self.config, self._sae, self.config.batch_rows
+        config, num_rows = self.config, self.config.batch_rows
         share = self.step / config.num_steps
-        self._load_batch()
-
-        sae.preactivations(self._x_BD, out_BF=self._latents_BF)
-        threshold = config.family.threshold(self._latents_BF, share)
-        torch.threshold_(self._latents_BF, threshold, 0.0)
-        sae.error(self._x_BD, self._latents_BF, out_BD=self._error_BD)
-        l1 = config.family.l1_at(share)
-        loss = float(self._error_BD.square().sum()) / num_rows
-        if l1:
-            loss += l1 * float(self._latents_BF.sum()) / num_rows
-        sae.backward(self._x_BD, self._latents_BF, self._error_BD, l1=l1, out_BF=self._scratch_BF)
-
+        batch = self._load_batch()
+        if self.step in config.resample_steps:
+            self._resample(batch, share)
+        step = self._gradient(batch, share)
         self._silent_F += num_rows
-        self._silent_F[self._latents_BF.amax(0) > 0] = 0
-        match config.family:
-            case BatchTopK(aux=aux, dead_window=window) if aux:
-                dead_F = self._silent_F > window * config.num_steps * num_rows
-                if dead_F.any():
-                    loss += add_auxk_gradient(sae, self._x_BD, self._error_BD, dead_F, weight=aux)
-            case _:
-                pass
-
-        sae.project_decoder_gradient()
-        sae.clip_gradient(config.max_grad_norm)
-        self._adam.param_groups[0]["lr"] = config.lr_at(self.step)
-        self._adam.step()
-        sae.normalise_decoder()
-
+        self._silent_F[step.fired_F] = 0
+        loss = step.loss + self._revive(batch, step)
+        self._adam.step(config.lr_at(self.step), max_norm=config.max_grad_norm)
+        for name, average in self._average.items():
+            average.lerp_(self._sae.weights[name].detach(), 1 - config.ema)
         keep = max(0.0, 1 - 1 / (_THRESHOLD_WINDOW * config.num_steps)) if self.step else 0.0
-        self._threshold = keep * self._threshold + (1 - keep) * threshold
+        self._threshold = keep * self._threshold + (1 - keep) * step.threshold
         self._loss = loss
         self.step += 1
 
-    def _load_batch(self) -> None:
-        rows = self._order.rows(self.step * self.config.batch_rows, self.config.batch_rows)
-        self._x_BD.copy_(torch.from_numpy(self._train_ND[rows])).sub_(self._mean_D).div_(
-            self._scale
+    def _revive(self, batch: Batch, step: Step) -> float:
+        """Adds the gradient of AuxK where the family wants it; its loss."""
+        family = self.config.family
+        if not (isinstance(family, Counting) and family.aux):
+            return 0.0
+        dead_F = self._is_dead(family.dead_window)
+        if not dead_F.any():
+            return 0.0
+        return add_auxk_gradient(self._sae, batch.x_BD, step.error_BO, dead_F, weight=family.aux)
+
+    def _resample(self, batch: Batch, share: float) -> None:
+        dead_F = self._is_dead(self.config.resample_window)
+        generator = np.random.default_rng([self.seed, _RESAMPLING_STREAM, self.step])
+        resample(
+            self._sae,
+            self._adam,
+            self.config.family,
+            batch,
+            dead_F,
+            share=share,
+            generator=generator,
         )
+        self._silent_F[dead_F] = 0
+
+    def _is_dead(self, window: float) -> Tensor:
+        return self._silent_F > window * self.config.num_steps * self.config.batch_rows
+
+    def _load_batch(self) -> Batch:
+        rows_B = self._order.rows(self.step * self.config.batch_rows, self.config.batch_rows)
+        x_BD = _load(self._train_ND, rows_B, self._input, self._device, self._x_BD)
+        y_BO, before_BD, has_before_B = x_BD, None, None
+        if self._targets is not None:
+            y_BO = _load(self._targets.train_NO, rows_B, self._output, self._device)
+        if self._before_N is not None:
+            before_B = self._before_N[rows_B]
+            has_before_B = torch.from_numpy(before_B >= 0).to(self._device)
+            before_BD = _load(self._train_ND, before_B.clip(0), self._input, self._device)
+        return Batch(x_BD=x_BD, y_BO=y_BO, before_BD=before_BD, has_before_B=has_before_B)
 
     def progress(self) -> Progress:
         """Measures the dictionary as it stands; on all held-out rows once the run is done, else on a sample."""
@@ -282,42 +281,71 @@ class Trainer:
         if self._final is not None:
             return self._final
         if self.done:
-            self._final = measure(self._freeze(), self._held_out_ND)
+            self._final = measure(self._freeze(), self._held_out_ND, self._held_out_targets)
             return self._final
         stride = ceil(self._held_out_ND.shape[0] / self.config.report_rows)
-        return measure(self._freeze(), self._held_out_ND[::stride])
+        targets = self._held_out_targets
+        return measure(
+            self._freeze(),
+            self._held_out_ND[::stride],
+            None if targets is None else targets[::stride],
+        )
+
+    @property
+    def _held_out_targets(self) -> Rows | None:
+        return None if self._targets is None else self._targets.held_out_NO
 
     def _freeze(self, **held_out: float) -> Dictionary:
+        frozen = self.config.family.freeze(self._averaged(), self._threshold)
+        targets = self._targets
         return Dictionary(
-            W_enc=self._sae.W_enc.clone(),
-            b_enc=self._sae.bias_F,
-            W_dec=self._sae.W_dec.clone(),
-            b_dec=self._sae.b_dec.clone(),
-            threshold=torch.tensor(self._threshold),
-            mean=self._mean_D.clone(),
-            scale=self._scale,
+            W_enc=frozen.W_enc_FD.T.contiguous().cpu(),
+            b_enc=frozen.bias_F.cpu(),
+            W_dec=frozen.W_dec_FO.cpu(),
+            b_dec=self._averaged().b_dec.detach().clone().cpu(),
+            threshold=frozen.threshold.cpu(),
+            mean=self._input.mean_D.clone(),
+            scale=self._input.scale,
+            k=frozen.k,
             family=self.config.family.name,
             site=self.site,
+            target_site=None if targets is None else targets.site,
+            out_mean=None if targets is None else self._output.mean_D.clone(),
+            out_scale=None if targets is None else self._output.scale,
             **held_out,
         )
 
+    def _averaged(self) -> Autoencoder:
+        """The weights that become the dictionary."""
+        if not self._average:
+            return self._sae
+        averaged = copy(self._sae)
+        averaged.weights = self._average
+        # an average of rows of norm 1 is shorter than 1: what it lacks is put into its latent
+        averaged.decoder_norm = "free"
+        return averaged
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: weight.detach().clone() for name, weight in self._sae.weights.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings (`torch.load(weights_only=True)` reads it); copies, so training may go on."""
-        adam = self._adam.state_dict()
         return {
             "identity": self._identity(),
             "step": self.step,
             "threshold": self._threshold,
             "loss": self._loss,
             "silent_F": self._silent_F.clone(),
-            "mean_D": self._mean_D.clone(),
-            "weights": {name: weight.clone() for name, weight in self._sae.weights.items()},
+            "mean_D": self._input.mean_D.clone(),
+            "weights": self._weights(),
+            "average": {name: weight.clone() for name, weight in self._average.items()},
             "adam": {
-                index: {name: moment.clone() for name, moment in moments.items()}
-                for index, moments in adam["state"].items()
+                "mean": {name: moment.clone() for name, moment in self._adam.mean.items()},
+                "square": {name: moment.clone() for name, moment in self._adam.square.items()},
             },
         }
 
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the run that `state` was taken from; ValueError if it was another config, seed or data."""
         if state["identity"] != self._identity():
@@ -325,20 +353,22 @@ class Trainer:
                 f"checkpoint is of another run: it has {state['identity']}, this run {self._identity()}; "
                 "start this one afresh"
             )
-        if not torch.equal(state["mean_D"], self._mean_D):
+        if not torch.equal(state["mean_D"], self._input.mean_D):
             raise ValueError(
                 "checkpoint is of other train rows (their mean differs); start this run afresh"
             )
-        self.step = state["step"]
+        self.step = self._adam.step_number = state["step"]
         self._threshold = state["threshold"]
         self._loss = state["loss"]
         self._silent_F.copy_(state["silent_F"])
-        for name, weight in self._sae.weights.items():
-            weight.copy_(state["weights"][name])
-        adam = self._adam.state_dict()
-        self._adam.load_state_dict(
-            {**adam, "state": {index: dict(moments) for index, moments in state["adam"].items()}}
-        )
+        for mine, saved in (
+            (self._sae.weights, state["weights"]),
+            (self._average, state["average"]),
+            (self._adam.mean, state["adam"]["mean"]),
+            (self._adam.square, state["adam"]["square"]),
+        ):
+            for name, tensor in mine.items():
+                tensor.copy_(saved[name])
         self._final = None
 
     def _identity(self) -> str:
@@ -347,8 +377,9 @@ class Trainer:
                 "config": self.config.to_dict(),
                 "seed": self.seed,
                 "site": self.site,
+                "target_site": None if self._targets is None else self._targets.site,
                 "rows": list(self._train_ND.shape),
-                "scale": self._scale,
+                "scale": self._input.scale,
             },
             sort_keys=True,
         )
@@ -414,6 +445,31 @@ def normalisation(rows_ND: Rows) -> Normalisation:
     return Normalisation((guess_D + shift_D).float(), variance**0.5)
 
 
+def _normalisation_of(
+    rows_ND: Rows, known: Normalisation | None, config: SaeConfig
+) -> Normalisation:
+    if not config.normalise:
+        return Normalisation(torch.zeros(rows_ND.shape[1]), 1.0)
+    return known or normalisation(rows_ND)
+
+
+def _load(
+    rows_ND: Rows,
+    rows_B: Int64[np.ndarray, " B"],
+    normal: Normalisation,
+    device: torch.device,
+    out_BD: Tensor | None = None,
+) -> Tensor:
+    """Some rows, centred and scaled; into `out_BD` if given and the device is the processor."""
+    if out_BD is None:
+        out_BD = torch.empty(len(rows_B), rows_ND.shape[1])
+    for first in range(0, len(rows_B), _CHUNK_ROWS):
+        rows = slice(first, first + _CHUNK_ROWS)
+        gathered = torch.from_numpy(rows_ND[rows_B[rows]])
+        torch.sub(gathered, normal.mean_D, out=out_BD[rows]).div_(normal.scale)
+    return out_BD.to(device)
+
+
 def check_rows(train_ND: Rows, held_out_ND: Rows) -> None:
     """ValueError if the two splits cannot be trained and measured on; reads no value of them."""
     for split, rows_ND in (("train", train_ND), ("held-out", held_out_ND)):
@@ -428,6 +484,35 @@ def check_rows(train_ND: Rows, held_out_ND: Rows) -> None:
     if held_out_ND.shape[1] != train_ND.shape[1]:
         raise ValueError(
             f"held-out rows are {held_out_ND.shape[1]} wide but train rows {train_ND.shape[1]}; give rows of one site"
+        )
+
+
+def _check_targets(targets: Targets, train_ND: Rows, held_out_ND: Rows) -> None:
+    check_rows(targets.train_NO, targets.held_out_NO)
+    for split, rows, outputs in (
+        ("train", train_ND, targets.train_NO),
+        ("held-out", held_out_ND, targets.held_out_NO),
+    ):
+        if len(rows) != len(outputs):
+            raise ValueError(
+                f"{len(rows)} {split} rows but {len(outputs)} of their targets at {targets.site}; "
+                "give the same rows of both sites"
+            )
+
+
+def _check_before(before_N: np.ndarray | None, num_rows: int) -> None:
+    if before_N is None:
+        raise ValueError(
+            "the temporal family compares neighbouring steps; give before_N, the row before each row"
+        )
+    if before_N.shape != (num_rows,) or before_N.min() < -1 or before_N.max() >= num_rows:
+        raise ValueError(
+            f"before_N has shape {before_N.shape} and goes from {before_N.min()} to {before_N.max()}, wanted "
+            f"[{num_rows}] row numbers, or -1"
+        )
+    if (before_N < 0).all():
+        raise ValueError(
+            "no train row has the step before it among the train rows; record every step"
         )
 
 

@@ -14,7 +14,7 @@ from interp.dictionaries.training import SaeConfig, Shuffle, Trainer, fit, norma
 D = 16
 # A short dead window, so that AuxK takes part.
 BATCH_TOPK = SaeConfig(
-    family=BatchTopK(k=2, wide=2.0, dead_window=0.02),
+    family=BatchTopK(k=2, wide=2.0, aux=1 / 32, dead_window=0.02),
     d_sae=96,
     samples=6000,
     batch_rows=128,
@@ -169,8 +169,8 @@ def test_config_round_trips_as_plain_values(config):
         (lambda: SaeConfig(warm_up=0.5, decay=0.6), "warm_up is 0.5 and decay 0.6"),
         (lambda: SaeConfig(family=BatchTopK(k=99), d_sae=64), "family.k is 99 but d_sae is 64"),
         (
-            lambda: SaeConfig.from_dict({"family": {"name": "gated"}}),
-            r"family 'gated' is not known; there are \['batch_topk', 'relu_l1'\]",
+            lambda: SaeConfig.from_dict({"family": {"name": "ica"}}),
+            r"family 'ica' is not known; there are \['batch_topk', 'gated', ",
         ),
         (
             lambda: SaeConfig.from_dict({"family": {"name": "relu_l1", "k": 3}}),

@@ -1,0 +1,1 @@
+"""Training dictionaries, ours beside the public libraries: see `python -m benchmarks.sae --help`."""
