@@ -1,22 +1,32 @@
-"""Tasks of the pool that score the concepts of one dictionary and show its strongest responses."""
+"""Tasks of the pool that score the concepts of one dictionary and show its strongest responses.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+`ScoreConcepts` holds all latents of a recording in memory; `score_latents` divides them among tasks, each of which
+streams the shards and keeps its own columns, for recordings and dictionaries that do not fit.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster import dictionaries, policies, recordings
+from cluster.recordings import Manifest
 from cluster.results import Question
-from cluster.staging import Split
+from cluster.staging import Part, Split
 from cluster.store import Store
 from cluster.studio import Studio
+from interp.concepts.blocks import BlockScores, RankScores, merge, score_blocks
 from interp.concepts.catalogue import Representation, ScoringConfig, score_concepts
+from interp.concepts.lags import Targets, within
+from interp.concepts.scoring import BLOCK_FEATURES
 from interp.concepts.tracks import Tracks
 from interp.concepts.windows import Peak, cut_window, peaks, window_to_json
 from interp.dictionaries.dictionary import Dictionary
 from interp.records import LABEL_PREFIX, SITE_PREFIX
 from interp.rollout import Capture, Trial, roll
+from interp.stats.permutation import Draws
 from interp.steering.arms import SteeredLatent
 from interp.worlds.labels import compute_labels
 from interp.worlds.world import WorldFactory
@@ -124,6 +134,17 @@ def read_tracks(
 
     ValueError if the site or a label was not recorded, or if the recording is a sample of its rows.
     """
+    manifest = _scorable(store, recording_id, site, labels)
+    columns = _columns(site, labels)
+    table = pa.concat_tables(recordings.shard_tables(store, manifest, columns))
+    return Tracks.of(table, site=site, labels=labels, stride_steps=stride_steps)
+
+
+def _columns(site: str, labels: Sequence[str]) -> list[str]:
+    return ["env_seed", "agent", SITE_PREFIX + site, *(LABEL_PREFIX + label for label in labels)]
+
+
+def _scorable(store: Store, recording_id: str, site: str, labels: Sequence[str]) -> Manifest:
     manifest = recordings.open_manifest(store, recording_id)
     recordings.check_whole(manifest.plan, "scoring by episodes")
     for kind, name, known in (
@@ -134,9 +155,128 @@ def read_tracks(
             raise ValueError(
                 f"{kind} {name!r} is not in recording {recording_id}; it has {', '.join(known)}"
             )
-    columns = ["env_seed", "agent", SITE_PREFIX + site, *(LABEL_PREFIX + label for label in labels)]
-    table = pa.concat_tables(recordings.shard_tables(store, manifest, columns))
-    return Tracks.of(table, site=site, labels=labels, stride_steps=stride_steps)
+    return manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreLatents:
+    """Task: a stretch of latents of a dictionary against all labels of a recording, by ranks.
+
+    Its result is the same whatever the stretch, as long as it begins where a block does.
+    """
+
+    recording_id: str
+    dict_id: str
+    labels: tuple[str, ...]
+    split: Split
+    part: Part = "held_out"
+    within_steps: int = 0
+    """0: labels as they are at each step. Otherwise whether they hold within so many steps after it."""
+    stride_steps: int = 4
+    """Every so manieth step is scored."""
+    num_permutations: int = 1000
+    """Episode permutations behind each p-value."""
+    min_positive_episodes: int = 10
+    """Episodes in which a label must hold, and fail to hold, to be tested."""
+    seed: int
+    first: int = 0
+    """First latent."""
+    stop: int | None = None
+    """The latent after the last one; all others if None."""
+
+    def __post_init__(self) -> None:
+        if self.first % BLOCK_FEATURES or self.first < 0:
+            raise ValueError(f"first is {self.first}: wanted a multiple of {BLOCK_FEATURES}")
+        for name, least in (("within_steps", 0), ("stride_steps", 1), ("num_permutations", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least {least}")
+
+    @property
+    def key(self) -> str:
+        return f"latents {self.first} to {self.stop} of {self.dict_id} on {self.recording_id}"
+
+    def divided(self, num_latents: int, latents_per_task: int) -> list["ScoreLatents"]:
+        """Tasks of so many latents each, a multiple of a block, which together do what this one does."""
+        if latents_per_task < 1 or latents_per_task % BLOCK_FEATURES:
+            raise ValueError(
+                f"latents_per_task is {latents_per_task}: wanted a multiple of {BLOCK_FEATURES}"
+            )
+        stop = num_latents if self.stop is None else min(self.stop, num_latents)
+        return [
+            replace(self, first=first, stop=min(first + latents_per_task, stop))
+            for first in range(self.first, stop, latents_per_task)
+        ]
+
+    def run(self, studio: Studio) -> list[BlockScores]:
+        latent_ESF, targets = self.read(studio.store)
+        draws = Draws.make(len(latent_ESF), self.num_permutations, seed=self.seed)
+        return score_blocks(
+            latent_ESF, targets, draws, min_positive_episodes=self.min_positive_episodes
+        )
+
+    def read(self, store: Store) -> tuple[np.ndarray, Targets]:
+        """[E, S, F] latents of the stretch and what is to be told from them, of the episodes of the part.
+
+        One shard is in memory at a time, with all of its activations and latents; of those that went before, only
+        what is returned. Latents are computed together and then cut, so that their last bits do not depend on the
+        stretch.
+        """
+        dictionary = dictionaries.load(store, self.dict_id)
+        manifest = _scorable(store, self.recording_id, dictionary.site, self.labels)
+        columns = _columns(dictionary.site, self.labels)
+        latents, tracks = [], []
+        for table in recordings.shard_tables(store, manifest, columns):
+            dense = Tracks.of(table, site=dictionary.site, labels=self.labels)
+            chosen_E = self.split.chosen(dense.env_seed_E, self.part)
+            if not chosen_E.any():
+                continue
+            dense = dense.select(chosen_E)
+            place_S = _strided(dense, self.stride_steps)
+            x_ND = dense.activation_ESD[:, place_S].reshape(-1, dictionary.d_in)
+            code_ESF = dictionary.encode_rows(x_ND)[:, self.first : self.stop].reshape(
+                len(dense.env_seed_E), len(place_S), -1
+            )
+            code_ESF[~dense.mask_ES[:, place_S]] = 0
+            latents.append(code_ESF)
+            tracks.append(replace(dense, activation_ESD=dense.activation_ESD[..., :0]))
+        if not tracks:
+            raise ValueError(
+                f"recording {self.recording_id} has no {self.part} episode; record more episodes"
+            )
+        whole = Tracks.joined(tracks)
+        targets = Targets.known(whole.label_ESL, whole.mask_ES)
+        if self.within_steps:
+            targets = within(targets, steps=self.within_steps, num_agents=whole.num_agents)
+        targets = targets.select(_strided(whole, self.stride_steps))
+        latent_ESF = np.zeros((*targets.mask_ES.shape, latents[0].shape[2]), np.float32)
+        start = 0
+        for code_ESF in latents:
+            latent_ESF[start : start + len(code_ESF), : code_ESF.shape[1]] = code_ESF
+            start += len(code_ESF)
+        return latent_ESF, targets
+
+
+def _strided(tracks: Tracks, stride_steps: int) -> np.ndarray:
+    """Places, in an episode's row, of all agents at every so manieth step."""
+    t = np.arange(0, tracks.mask_ES.shape[1] // tracks.num_agents, stride_steps)
+    return (t[:, None] * tracks.num_agents + np.arange(tracks.num_agents)).reshape(-1)
+
+
+def score_latents(
+    store: Store,
+    whole: ScoreLatents,
+    make: Callable[[Sequence[ScoreLatents]], Sequence[list[BlockScores]]],
+    *,
+    latents_per_task: int = 512,
+) -> RankScores:
+    """All latents against all labels, divided among the tasks that `make` does, for instance `Laboratory.make`.
+
+    A task holds rows x latents_per_task x 4 bytes, and every task reads and encodes the whole recording: many latents a
+    task save work, few save memory. The numbers are the same.
+    """
+    num_latents = dictionaries.load(store, whole.dict_id).d_sae
+    tasks = whole.divided(num_latents, latents_per_task)
+    return merge([block for blocks in make(tasks) for block in blocks])
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from interp.dictionaries.training import Normalisation, normalisation
 from interp.identity import content_id, parse_json
 from interp.recording import activations
 from interp.records import SITE_PREFIX
-from interp.stats import episode_split
+from interp.stats.episodes import episode_split
 
 logger = logging.getLogger(__name__)
 

@@ -17,18 +17,20 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Float32
 
+from interp.concepts.blocks import score_all
 from interp.concepts.controls import pca_directions
+from interp.concepts.detection import average_precision, count, detect, event_coverage
+from interp.concepts.generality import generality, moments
+from interp.concepts.lags import Targets
 from interp.concepts.scoring import (
     auroc,
     auroc_interval,
     best_feature,
     best_threshold_f1,
-    episode_permutation_p,
     rank_auroc,
 )
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
-from interp.stats import benjamini_hochberg
 from interp.worlds.labels import LABELS, WorldLabel
 
 
@@ -85,11 +87,22 @@ CONCEPT_SCHEMA = pa.schema(
         ("random_init_auroc", pa.float64()),
         ("n_episodes", pa.int32()),
         ("description", pa.string()),
+        ("family_p_value", pa.float64()),
+        ("selectivity", pa.float64()),
+        ("average_precision", pa.float64()),
+        ("phi", pa.float64()),
+        ("mutual_information_bits", pa.float64()),
+        ("effective_samples", pa.float64()),
+        ("event_coverage", pa.float64()),
+        ("generality", pa.string()),
+        ("effective_episodes", pa.float64()),
     ]
 )
 """One row per live latent and label. `concept` is null but for the latent that stands for its label; `scale` is the
 99th percentile of the latent over the training rows where it fires; `precision` is the share of held-out firings
-with the label."""
+with the label. `family_p_value` is adjusted for all pairs by max-T; `phi` (Matthews), the mutual information and
+the share of the label's events that are covered are of the latent above `threshold`; `generality` says in how many
+episodes it fires (`interp.concepts.generality`); `average_precision` is to be compared with `base_rate`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,15 +144,14 @@ def score_concepts(
     train_auroc_FL = rank_auroc(train_ESF, train.label_ESL, train.mask_ES)
     held_out_table = auroc(held_out_ESF, held_out.label_ESL, held_out.mask_ES)
     interval = auroc_interval(held_out_table, num_resamples=config.num_resamples, seed=seed)
-    p_FL, null_L = episode_permutation_p(
+    targets = Targets.known(held_out.label_ESL, held_out.mask_ES)
+    scores = score_all(
         held_out_ESF,
-        held_out.label_ESL,
-        held_out.mask_ES,
+        targets,
         num_permutations=config.num_permutations,
         min_positive_episodes=config.min_active_episodes,
         seed=seed,
     )
-    q_FL = benjamini_hochberg(p_FL)
     f1_FL, threshold_FL = best_threshold_f1(
         train_ESF,
         train.label_ESL,
@@ -148,8 +160,17 @@ def score_concepts(
         held_out.label_ESL,
         held_out.mask_ES,
     )
+    average_precision_FL = average_precision(held_out_ESF, held_out.label_ESL, held_out.mask_ES)
+    detected = detect(count(held_out_ESF, targets, threshold_FL))
+    covered_FL = event_coverage(held_out_ESF, targets, threshold_FL, num_agents=held_out.num_agents)
+    spread = generality(
+        held_out_ESF,
+        moments(held_out.mask_ES, num_agents=held_out.num_agents),
+        held_out.mask_ES,
+        num_agents=held_out.num_agents,
+    )
     controls = _controls(policy, random_init, config)
-    concept_of = _representatives(train_auroc_FL, held_out_table.auroc_FC, q_FL, config)
+    concept_of = _representatives(train_auroc_FL, held_out_table.auroc_FC, scores.q_FC, config)
 
     fires_NF = held_out_ESF[held_out.mask_ES] > 0
     label_NL = held_out.label_ESL[held_out.mask_ES]
@@ -175,15 +196,24 @@ def score_concepts(
             "firing_rate": float(firing_F[f]),
             "precision": float(precision_FL[f, ell]),
             "scale": float(scale_F[f]),
-            "p_value": float(p_FL[f, ell]),
-            "q_value": float(q_FL[f, ell]),
-            "null": null_L[ell],
+            "p_value": float(scores.p_FC[f, ell]),
+            "q_value": float(scores.q_FC[f, ell]),
+            "null": scores.null_C[ell],
             **{name: float(best_L[ell]) for name, best_L in controls.items()},
             "n_episodes": len(held_out.env_seed_E),
             "description": (
                 f"Fires on {firing_F[f]:.1%} of agent-steps; {label} holds on {precision_FL[f, ell]:.0%} of them, "
                 f"on {base_L[ell]:.0%} of all."
             ),
+            "family_p_value": float(scores.family_p_FC[f, ell]),
+            "selectivity": float(scores.selectivity_FC[f, ell]),
+            "average_precision": float(average_precision_FL[f, ell]),
+            "phi": float(detected.phi_FC[f, ell]),
+            "mutual_information_bits": float(detected.mutual_information_FC[f, ell]),
+            "effective_samples": float(detected.effective_samples_FC[f, ell]),
+            "event_coverage": float(covered_FL[f, ell]),
+            "generality": spread.kind_F[f],
+            "effective_episodes": float(spread.effective_episodes_F[f]),
         }
         for ell, label in enumerate(labels)
         for f in range(len(live))

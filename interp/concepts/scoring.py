@@ -7,18 +7,28 @@ E episodes · S samples of an episode · F features · C labels · B resamples o
 Tracks are padded to the longest episode; a mask tells the samples that exist.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
-from scipy.stats import rankdata
+from scipy import sparse
 
-from interp.stats import resample_weights
+from interp.concepts.ranks import Ordered, centred_ranks, ordered_features
+from interp.stats.bootstrap import resample_weights
+from interp.stats.permutation import (
+    EPISODE_PERMUTATION,
+    EPISODE_SIGN_FLIP,
+    UNTESTED,
+    Draws,
+    Null,
+    exchange_null,
+    sign_flip_null,
+    two_sided,
+)
 
-EPISODE_PERMUTATION = "episode permutation"
-EPISODE_SIGN_FLIP = "episode sign flip"
-UNTESTED = ""
+BLOCK_FEATURES = 64
+"""Features whose nulls are computed together: their E x E contributions then fit a cache. Part of the definition of
+the last bits, since the products of another number may round otherwise."""
 
 
 class AurocTable(NamedTuple):
@@ -52,38 +62,66 @@ def auroc(
 
     The influence of an episode is the sum over its samples of DeLong's placement values, centred and scaled (DeLong
     et al. 1988; clustered as in Obuchowski 1997, eq. 4): a positive sample places itself among the negatives, and
-    vice versa.
+    vice versa. With r the samples and P the positives below a sample (those beside it count one half), a positive
+    has r - P negatives below it and a negative n1 - P positives above it; so of an episode only sum(y r) and sum(P)
+    are needed.
     """
     num_episodes, _, num_features = feature_ESF.shape
-    episode_N = np.nonzero(mask_ES)[0]
-    starts = np.searchsorted(episode_N, np.arange(num_episodes))
-    feature_FN = np.ascontiguousarray(feature_ESF[mask_ES].T)
+    positive_ESC = (label_ESC & mask_ES[..., None]).astype(np.float64)
     positive_NC = label_ESC[mask_ES]
-    num_positive_C = positive_NC.sum(0).astype(np.float64)
-    num_negative_C = len(positive_NC) - num_positive_C
-    defined_C = (num_positive_C > 0) & (num_negative_C > 0)
-    scale_pos_C = 1 / np.maximum(num_positive_C, 1)
-    scale_neg_C = 1 / np.maximum(num_negative_C, 1)
-    auroc_FC = np.full((num_features, positive_NC.shape[1]), np.nan)
-    influence_EFC = np.zeros((num_episodes, *auroc_FC.shape), np.float32)
-    for f, value_N in enumerate(feature_FN):
-        order_N, group_N, ends_G = _tie_groups(value_N)
-        # positives and negatives at or below each distinct value, and so the mid-placement of that value
-        up_to_GC = np.cumsum(positive_NC[order_N], axis=0, dtype=np.int32)[ends_G].astype(
-            np.float64
+    size_E = mask_ES.sum(1)
+    starts = np.append(0, np.cumsum(size_E))
+    positive_EC = positive_ESC.sum(1)
+    negative_EC = size_E[:, None] - positive_EC
+    num_positive_C, num_negative_C = positive_EC.sum(0), negative_EC.sum(0)
+    num_pairs_C = num_positive_C * num_negative_C
+    with np.errstate(divide="ignore"):
+        scale_C, scale_pos_C, scale_neg_C = (
+            np.where(num_pairs_C > 0, 1 / count_C, np.nan)
+            for count_C in (num_pairs_C, num_positive_C, num_negative_C)
         )
-        negative_up_to_GC = (ends_G[:, None] + 1.0) - up_to_GC
-        positives_below = _mid(up_to_GC) * scale_pos_C
-        negatives_below = _mid(negative_up_to_GC) * scale_neg_C
-        # a positive sample scores the negatives below it; a negative one the positives above it
-        placement_NC = np.where(positive_NC, negatives_below[group_N], 1 - positives_below[group_N])
-        auroc_C = (placement_NC * positive_NC).sum(0) * scale_pos_C
-        placement_NC -= auroc_C
-        placement_NC *= np.where(positive_NC, scale_pos_C, scale_neg_C)
-        influence_EFC[:, f] = np.add.reduceat(placement_NC, starts, axis=0)
-        auroc_FC[f] = np.where(defined_C, auroc_C, np.nan)
-    influence_EFC[:, :, ~defined_C] = np.nan
+    auroc_FC = np.empty((num_features, positive_NC.shape[1]))
+    influence_EFC = np.empty((num_episodes, *auroc_FC.shape), np.float32)
+    for start in range(0, num_features, BLOCK_FEATURES):
+        block_ESF = feature_ESF[..., start : start + BLOCK_FEATURES]
+        ordered_F = list(ordered_features(block_ESF, mask_ES))
+        rank_ESF = np.zeros(block_ESF.shape)
+        rank_ESF[mask_ES] = np.array([ordered.centred_ranks() for ordered in ordered_F]).T
+        rank_sum_EFC = np.matmul(rank_ESF.swapaxes(1, 2), positive_ESC)
+        auroc_FC[start : start + BLOCK_FEATURES] = 0.5 + rank_sum_EFC.sum(0) * scale_C
+        for f, ordered in enumerate(ordered_F, start):
+            below_EC = _positives_below(ordered, positive_NC, starts)
+            wins_EC = rank_sum_EFC[:, f - start] + positive_EC * (len(positive_NC) / 2) - below_EC
+            influence_EFC[:, f] = (
+                wins_EC * scale_C
+                + negative_EC * scale_neg_C
+                - auroc_FC[f] * (positive_EC * scale_pos_C + negative_EC * scale_neg_C)
+            )
     return AurocTable(auroc_FC, influence_EFC)
+
+
+def _positives_below(
+    ordered: Ordered,
+    positive_NC: Bool[np.ndarray, "N C"],
+    starts: Int64[np.ndarray, " E_"],
+) -> Float64[np.ndarray, "E C"]:
+    """For every episode the sum over its samples of the positives below each, those beside it counting one half.
+
+    `starts` are where the samples of each episode start, and where those of the last one end.
+    """
+    positive_MC = positive_NC[ordered.above_M]
+    floor_C = positive_NC.sum(0) - positive_MC.sum(0)
+    up_to_GC = np.cumsum(positive_MC[ordered.order_M], axis=0, dtype=np.int32)[ordered.ends_G]
+    twice_GC = up_to_GC.astype(np.float64)
+    twice_GC[1:] += up_to_GC[:-1]
+    above_starts = np.searchsorted(ordered.above_M, starts)
+    group_EG = sparse.csr_array(
+        (np.ones(len(ordered.above_M)), ordered.group_M, above_starts),
+        shape=(len(starts) - 1, len(twice_GC)),
+    )
+    num_above_E, num_floor_E = np.diff(above_starts), np.diff(starts) - np.diff(above_starts)
+    above_EC = np.asarray(group_EG @ twice_GC)
+    return above_EC / 2 + np.outer(num_above_E + num_floor_E / 2, floor_C)
 
 
 def rank_auroc(
@@ -91,32 +129,13 @@ def rank_auroc(
     label_ESC: Bool[np.ndarray, "E S C"],
     mask_ES: Bool[np.ndarray, "E S"],
 ) -> Float64[np.ndarray, "F C"]:
-    """The AUROC of every pair and nothing else, five times as fast: for choices made on training episodes."""
-    rank_NF = _centred_ranks(feature_ESF, mask_ES)[mask_ES].astype(np.float64)
+    """The AUROC of every pair and nothing else, two to five times as fast: for choices made on training episodes."""
+    rank_NF = centred_ranks(feature_ESF, mask_ES)[mask_ES].astype(np.float64)
     label_NC = label_ESC[mask_ES].astype(np.float64)
     num_positive_C = label_NC.sum(0)
     pairs_C = num_positive_C * (len(label_NC) - num_positive_C)
     with np.errstate(invalid="ignore"):
         return 0.5 + rank_NF.T @ label_NC / np.where(pairs_C > 0, pairs_C, np.nan)
-
-
-def _tie_groups(
-    value_N: Float32[np.ndarray, " N"],
-) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"], Int64[np.ndarray, " G"]]:
-    """Order of the values, the group of equal values that each sample is in, and where each group ends in the order."""
-    order_N = np.argsort(value_N, kind="stable")
-    sorted_N = value_N[order_N]
-    first_N = np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]])
-    group_N = np.empty(len(value_N), np.int64)
-    group_N[order_N] = np.cumsum(first_N) - 1
-    ends_G = np.append(np.flatnonzero(first_N)[1:], len(value_N)) - 1
-    return order_N, group_N, ends_G
-
-
-def _mid(up_to_GC: Float64[np.ndarray, "G C"]) -> Float64[np.ndarray, "G C"]:
-    """Counts strictly below each group plus half of those in it, from counts at or below it."""
-    below = np.concatenate([np.zeros_like(up_to_GC[:1]), up_to_GC[:-1]])
-    return (below + up_to_GC) / 2
 
 
 def auroc_interval(
@@ -165,18 +184,20 @@ def episode_permutation_p(
     feature has a long memory.) p = (1 + #{as large}) / (num_permutations + 1). Labels that hold (or fail to hold) in
     fewer than `min_positive_episodes` episodes are not tested.
     """
-    rank_ESF = _centred_ranks(feature_ESF, mask_ES)
-    num_labels = label_ESC.shape[2]
-    p_FC = np.full((feature_ESF.shape[2], num_labels), np.nan)
-    null_C = [UNTESTED] * num_labels
-    draws = _Draws.make(len(mask_ES), num_permutations, seed=seed)
-    for c in range(num_labels):
-        label_ES = label_ESC[..., c] & mask_ES
-        num_with = label_ES.any(1).sum()
-        num_without = (~label_ES & mask_ES).any(1).sum()
-        if min(num_with, num_without) >= min_positive_episodes:
-            null_C[c], observed_F, null_BF = _null(rank_ESF, label_ES, mask_ES, draws)
-            p_FC[:, c] = _two_sided(observed_F, null_BF)
+    num_features, num_labels = feature_ESF.shape[2], label_ESC.shape[2]
+    p_FC = np.full((num_features, num_labels), np.nan)
+    null_C = [
+        null_kind(label_ES, mask_ES, min_positive_episodes)
+        for label_ES in np.moveaxis(label_ESC & mask_ES[..., None], 2, 0)
+    ]
+    draws = Draws.make(len(mask_ES), num_permutations, seed=seed)
+    for start in range(0, num_features, BLOCK_FEATURES):
+        block = slice(start, start + BLOCK_FEATURES)
+        rank_ESF = centred_ranks(feature_ESF[..., block], mask_ES)
+        for c, kind in enumerate(null_C):
+            if kind != UNTESTED:
+                null = label_null(rank_ESF, label_ESC[..., c] & mask_ES, mask_ES, kind, draws)
+                p_FC[block, c] = two_sided(null)
     return Tested(p_FC, null_C)
 
 
@@ -193,76 +214,45 @@ def null_auroc_quantile(
 
     Exact for episodes of equal length: T is then n1 n0 (AUROC - 1/2) under every permutation.
     """
-    rank_ESF = _centred_ranks(feature_ESF, mask_ES)
-    draws = _Draws.make(len(mask_ES), num_permutations, seed=seed)
+    draws = Draws.make(len(mask_ES), num_permutations, seed=seed)
     limit_FC = np.full((feature_ESF.shape[2], label_ESC.shape[2]), np.nan)
-    for c in range(label_ESC.shape[2]):
-        label_ES = label_ESC[..., c] & mask_ES
-        num_pairs = float(label_ES.sum()) * float((mask_ES & ~label_ES).sum())
-        if num_pairs:
-            _, _, null_BF = _null(rank_ESF, label_ES, mask_ES, draws)
-            limit_FC[:, c] = 0.5 + np.quantile(null_BF, quantile, axis=0) / num_pairs
+    for start in range(0, len(limit_FC), BLOCK_FEATURES):
+        block = slice(start, start + BLOCK_FEATURES)
+        rank_ESF = centred_ranks(feature_ESF[..., block], mask_ES)
+        for c in range(label_ESC.shape[2]):
+            label_ES = label_ESC[..., c] & mask_ES
+            num_pairs = float(label_ES.sum()) * float((mask_ES & ~label_ES).sum())
+            if num_pairs:
+                kind = null_kind(label_ES, mask_ES, 0)
+                null = label_null(rank_ESF, label_ES, mask_ES, kind, draws)
+                limit_FC[block, c] = 0.5 + np.quantile(null.null_BF, quantile, axis=0) / num_pairs
     return limit_FC
 
 
-@dataclass(frozen=True, slots=True)
-class _Draws:
-    """The random part of every null, drawn once and shared by all labels and features."""
-
-    order_BE: Int64[np.ndarray, "B E"]
-    """Whose label track each episode wears."""
-    sign_BE: Float32[np.ndarray, "B E"]
-    """Plus or minus one for each episode."""
-
-    @classmethod
-    def make(cls, num_episodes: int, num: int, *, seed: int) -> "_Draws":
-        generator = np.random.default_rng(seed)
-        order_BE = generator.permuted(np.tile(np.arange(num_episodes), (num, 1)), axis=1)
-        sign_BE = generator.integers(0, 2, (num, num_episodes)).astype(np.float32) * 2 - 1
-        return cls(order_BE, sign_BE)
+def null_kind(
+    label_ES: Bool[np.ndarray, "E S"], mask_ES: Bool[np.ndarray, "E S"], min_episodes: int
+) -> str:
+    """By which null a label is tested; `UNTESTED` if it holds, or fails to hold, in fewer episodes than
+    `min_episodes`.
+    """
+    num_with, num_without = label_ES.any(1).sum(), (~label_ES & mask_ES).any(1).sum()
+    if min(num_with, num_without) < min_episodes:
+        return UNTESTED
+    return EPISODE_SIGN_FLIP if (label_ES == label_ES[0]).all() else EPISODE_PERMUTATION
 
 
-def _null(
+def label_null(
     rank_ESF: Float32[np.ndarray, "E S F"],
     label_ES: Bool[np.ndarray, "E S"],
     mask_ES: Bool[np.ndarray, "E S"],
-    draws: _Draws,
-) -> tuple[str, Float64[np.ndarray, " F"], Float64[np.ndarray, "B F"]]:
-    """Which null applies to a label, T as observed, and T under every draw."""
-    share = label_ES.sum() / mask_ES.sum()
-    centred_ES = ((label_ES - share) * mask_ES).astype(np.float32)
-    if (label_ES == label_ES[0]).all():
-        part_EF = np.einsum("es,esf->ef", centred_ES, rank_ESF).astype(np.float64)
-        return EPISODE_SIGN_FLIP, part_EF.sum(0), draws.sign_BE @ part_EF
-    # [i, j, f]: what episode i contributes to T when it wears the label track of episode j
-    table_EEF = np.matmul(centred_ES[None], rank_ESF)
-    observed_F = np.einsum("eef->f", table_EEF, dtype=np.float64)
-    null_BF = np.zeros((len(draws.order_BE), table_EEF.shape[2]))
-    for episode, wears_B in enumerate(draws.order_BE.T):
-        null_BF += table_EEF[episode, wears_B]
-    return EPISODE_PERMUTATION, observed_F, null_BF
-
-
-def _centred_ranks(
-    feature_ESF: Float32[np.ndarray, "E S F"], mask_ES: Bool[np.ndarray, "E S"]
-) -> Float32[np.ndarray, "E S F"]:
-    """Mid-ranks over all samples of all episodes, minus their mean; 0 in the padding."""
-    rank_ESF = np.zeros(feature_ESF.shape, np.float32)
-    valid_NF = feature_ESF[mask_ES]
-    middle = (len(valid_NF) + 1) / 2
-    rank_NF = np.empty(valid_NF.shape, np.float32)
-    for f in range(valid_NF.shape[1]):
-        rank_NF[:, f] = rankdata(valid_NF[:, f]) - middle
-    rank_ESF[mask_ES] = rank_NF
-    return rank_ESF
-
-
-def _two_sided(
-    observed_F: Float64[np.ndarray, " F"], null_BF: Float64[np.ndarray, "B F"]
-) -> Float64[np.ndarray, " F"]:
-    tolerance_F = 1e-6 * np.abs(null_BF).max(0, initial=0.0)
-    as_large_F = (np.abs(null_BF) >= np.abs(observed_F) - tolerance_F).sum(0)
-    return (1 + as_large_F) / (len(null_BF) + 1)
+    kind: str,
+    draws: Draws,
+) -> Null:
+    """T as observed, and under every draw."""
+    centred_ES = ((label_ES - label_ES.sum() / mask_ES.sum()) * mask_ES).astype(np.float32)
+    return (sign_flip_null if kind == EPISODE_SIGN_FLIP else exchange_null)(
+        rank_ESF, centred_ES, draws
+    )
 
 
 class ThresholdedF1(NamedTuple):

@@ -66,6 +66,29 @@ class Tracks:
             num_agents=self.num_agents,
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence["Tracks"]) -> "Tracks":
+        """All episodes of several tracks of one recording, padded to the longest of them."""
+        longest = max(part.mask_ES.shape[1] for part in parts)
+
+        def padded(name: str) -> np.ndarray:
+            arrays = [getattr(part, name) for part in parts]
+            return np.concatenate(
+                [
+                    np.pad(x, [(0, 0), (0, longest - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+                    for x in arrays
+                ]
+            )
+
+        return cls(
+            env_seed_E=np.concatenate([part.env_seed_E for part in parts]),
+            activation_ESD=padded("activation_ESD"),
+            label_ESL=padded("label_ESL"),
+            mask_ES=padded("mask_ES"),
+            label_names=parts[0].label_names,
+            num_agents=parts[0].num_agents,
+        )
+
     def label(self, name: str) -> Bool[np.ndarray, "E S"]:
         return self.label_ESL[..., self.label_names.index(name)]
 

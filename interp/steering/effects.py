@@ -7,7 +7,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
-from interp.stats import benjamini_hochberg, bootstrap_mean, paired_sign_flip
+from interp.stats.bootstrap import bootstrap_mean
+from interp.stats.multiplicity import benjamini_hochberg
+from interp.stats.sign_flip import paired_sign_flip
 from interp.steering.arms import Arm, SteeredLatent
 from interp.steering.trials import RETURN
 

@@ -15,7 +15,8 @@ from interp.concepts.scoring import (
     auroc_interval,
     episode_permutation_p,
 )
-from interp.stats import benjamini_hochberg, bootstrap_mean
+from interp.stats.bootstrap import bootstrap_mean
+from interp.stats.multiplicity import benjamini_hochberg
 
 EPISODES, STEPS = 40, 100
 LEVEL = 0.05

@@ -24,7 +24,7 @@ from interp.policies.token_lstm import TokenLstmPolicy
 from interp.recording import episode_rows
 from interp.records import Episode
 from interp.rollout import Capture, Trial, roll
-from interp.stats import episode_split
+from interp.stats.episodes import episode_split
 from interp.steering.arms import Arm, SteeredLatent, SteeringConfig, arms
 from interp.steering.effects import ConceptTrials, effects_table, outcome_names
 from interp.steering.trials import play_arms
@@ -253,6 +253,12 @@ def test_the_planted_concept_is_found(found, label) -> None:
     assert row["auroc_lo"] > 0.9
     assert row["q_value"] < 0.05
     assert row["auroc"] > row["random_init_auroc"] + 0.05
+    assert row["family_p_value"] < 0.05
+    assert row["selectivity"] > 0.35
+    assert row["average_precision"] > row["base_rate"] + 0.3
+    assert row["phi"] > 0.7
+    assert row["event_coverage"] > 0.9
+    assert row["generality"] == "general"
     write_D = found.representation.dictionary.direction(row["latent"]).write_D.numpy()
     assert write_D[PLANTED[label]] / np.linalg.norm(write_D) > 0.9
 

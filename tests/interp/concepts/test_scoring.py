@@ -18,7 +18,7 @@ from interp.concepts.scoring import (
     null_auroc_quantile,
     rank_auroc,
 )
-from interp.stats import resample_weights
+from interp.stats.bootstrap import resample_weights
 
 
 @dataclass(frozen=True)

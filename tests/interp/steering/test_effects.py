@@ -7,7 +7,9 @@ import pytest
 
 from interp.policies.uniform import UniformPolicy
 from interp.records import Episode, Facts
-from interp.stats import benjamini_hochberg, bootstrap_mean, paired_sign_flip
+from interp.stats.bootstrap import bootstrap_mean
+from interp.stats.multiplicity import benjamini_hochberg
+from interp.stats.sign_flip import paired_sign_flip
 from interp.steering.arms import SteeredLatent, SteeringConfig, arms
 from interp.steering.effects import ConceptTrials, effects_table, outcome_names
 from interp.steering.trials import NoOpViolationError, _check_no_op, outcome_of, play_arms

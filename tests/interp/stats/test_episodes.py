@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from interp.stats import (
-    MIN_EPISODES,
-    benjamini_hochberg,
-    bootstrap_mean,
-    episode_split,
-    paired_sign_flip,
-    resample_weights,
-)
+from interp.stats.bootstrap import bootstrap_mean, resample_weights
+from interp.stats.episodes import MIN_EPISODES, episode_split
+from interp.stats.multiplicity import benjamini_hochberg
+from interp.stats.sign_flip import paired_sign_flip
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=30).map(np.array)
 

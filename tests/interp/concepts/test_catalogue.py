@@ -1,0 +1,107 @@
+"""The table of concepts on made-up tracks: what it has of a memorised latent, and of a dictionary that is silent."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from interp.concepts.catalogue import (
+    CONCEPT_SCHEMA,
+    Representation,
+    ScoringConfig,
+    score_concepts,
+)
+from interp.concepts.scoring import episode_permutation_p
+from interp.concepts.tracks import Tracks
+from interp.dictionaries.dictionary import Dictionary
+
+EPISODES, STEPS, AGENTS, D = 30, 20, 2, 3
+LABELS = ("battery_proximity", "carrying_ore")
+CONFIG = ScoringConfig(num_permutations=199, num_resamples=99, num_pca=2, min_active_episodes=2)
+
+
+def tracks(seed: int) -> Tracks:
+    """Unit 0 is the first label; unit 1 fires in the first two episodes; unit 2 is noise, and so is the other label."""
+    generator = np.random.default_rng(seed)
+    shape = (EPISODES, STEPS * AGENTS)
+    label_ESL = generator.random((*shape, 2)) < 0.3
+    x_ESD = generator.random((*shape, D)).astype(np.float32)
+    x_ESD[..., 0] *= label_ESL[..., 0]
+    x_ESD[..., 1] *= generator.random(shape) < 0.4
+    x_ESD[2:, :, 1] = 0
+    x_ESD[..., 2] *= generator.random(shape) < 0.4
+    return Tracks(
+        env_seed_E=np.arange(EPISODES),
+        activation_ESD=x_ESD,
+        label_ESL=label_ESL,
+        mask_ES=np.ones(shape, np.bool_),
+        label_names=LABELS,
+        num_agents=AGENTS,
+    )
+
+
+def units(threshold: float) -> Dictionary:
+    """Every unit is a latent."""
+    return Dictionary(
+        W_enc=torch.eye(D),
+        b_enc=torch.zeros(D),
+        W_dec=torch.eye(D),
+        b_dec=torch.zeros(D),
+        threshold=torch.tensor(threshold),
+        mean=torch.zeros(D),
+        scale=1.0,
+        family="relu_l1",
+        site="lstm.h",
+    )
+
+
+def table(threshold: float) -> pa.Table:
+    policy = Representation(train=tracks(0), held_out=tracks(1), dictionary=units(threshold))
+    identity = {"policy_id": "p", "policy_name": "n", "dict_id": "d", "site": "lstm.h"}
+    return score_concepts(policy, replace(policy), CONFIG, seed=0, identity=identity)
+
+
+def test_every_score_is_in_the_row_of_its_latent_and_label() -> None:
+    scored = table(0.0)
+    assert scored.schema == CONCEPT_SCHEMA
+    rows = {(row["latent"], row["label"]): row for row in scored.to_pylist()}
+    assert len(rows) == 6
+    known = rows[0, "battery_proximity"]
+    assert known["concept"] == "battery_proximity:0"
+    assert known["average_precision"] == known["auroc"] == known["event_coverage"] == 1
+    assert known["phi"] == known["f1"] == 1
+    assert known["family_p_value"] == known["p_value"] == 1 / 200
+    assert known["selectivity"] == pytest.approx(0.5, abs=0.05)
+    rate = known["base_rate"]
+    entropy = -rate * np.log2(rate) - (1 - rate) * np.log2(1 - rate)
+    assert known["mutual_information_bits"] == pytest.approx(entropy, abs=0.01)
+    noise = rows[2, "carrying_ore"]
+    assert noise["concept"] is None
+    assert noise["average_precision"] == pytest.approx(noise["base_rate"], abs=0.05)
+    assert abs(noise["phi"]) < 0.1 and abs(noise["selectivity"]) < 0.03
+    assert [rows[latent, "carrying_ore"]["generality"] for latent in range(3)] == [
+        "general",
+        "memorised",
+        "general",
+    ]
+    assert rows[1, "carrying_ore"]["effective_episodes"] == pytest.approx(2, abs=0.2)
+
+
+def test_p_is_that_of_single_tests() -> None:
+    held_out = tracks(1)
+    p_FC, null_C = episode_permutation_p(
+        held_out.activation_ESD, held_out.label_ESL, held_out.mask_ES, seed=0,
+        num_permutations=199, min_positive_episodes=2,
+    )  # fmt: skip
+    scored = table(0.0)
+    found = scored.column("p_value").to_numpy().reshape(2, 3).T
+    np.testing.assert_array_equal(found, p_FC)
+    assert set(scored.column("null").to_pylist()) == set(null_C)
+
+
+def test_a_dictionary_without_a_live_latent_has_an_empty_table() -> None:
+    silent = table(2.0)
+    assert silent.num_rows == 0
+    assert silent.schema == CONCEPT_SCHEMA
