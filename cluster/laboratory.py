@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 import ray
 
-from cluster import dictionaries, logs, recordings, runtime, training
+from cluster import dictionaries, logs, recordings, runtime, search, training
 from cluster.bank import PlayShard, ReplayShard
 from cluster.dictionaries import SweepResult, TrainDictionary
 from cluster.evaluation import Evaluate, ReturnEstimate, find_returns
@@ -24,6 +24,7 @@ from cluster.recorder import RecordShard
 from cluster.recordings import Manifest, Plan, Receipt, ShardPlan
 from cluster.results import Question
 from cluster.scoring import ScoreConcepts, ShowConcepts
+from cluster.search import Runner, SearchConfig, SearchResult
 from cluster.shelf import SharedPolicies
 from cluster.staging import Split
 from cluster.steering import SteerBlock, assemble
@@ -257,6 +258,29 @@ class Laboratory:
             max_concurrent=self.num_actors,
             on_progress=on_progress,
         )
+
+    def search(
+        self,
+        recording_id: str,
+        config: SearchConfig,
+        *,
+        split: Split,
+        gpus_per_trial: float = 0.0,
+        tensorboard: bool = False,
+        on_progress: Callable[[TrialProgress], None] | None = None,
+    ) -> SearchResult:
+        """All trials of a search over configurations, and the dictionary chosen among them."""
+        found = search.find(self.store, search.search_id(recording_id, config, split=split))
+        if found is not None:
+            return found
+        self.start_ray()
+        runner = Runner(
+            max_concurrent=self.num_actors,
+            gpus_per_trial=gpus_per_trial,
+            tensorboard=tensorboard,
+            on_progress=on_progress,
+        )
+        return search.run_search(self.store, recording_id, config, split=split, runner=runner)
 
     def train_dictionaries(
         self, tasks: Sequence[TrainDictionary], note: Note = silent

@@ -31,8 +31,8 @@ from cluster.recordings import Manifest
 from cluster.store import Store
 from interp.dictionaries.training import Normalisation, normalisation
 from interp.identity import content_id, parse_json
-from interp.recording import activations
-from interp.records import SITE_PREFIX
+from interp.recording import activations, label_columns
+from interp.records import LABEL_PREFIX, SITE_PREFIX
 from interp.stats.episodes import episode_split
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,20 @@ def read_rows(
     split.check(manifest)
     train, held_out = zip(*_divided(store, manifest, site, split), strict=True)
     return np.concatenate(train), np.concatenate(held_out)
+
+
+def read_held_out_labels(
+    store: Store, recording_id: str, split: Split
+) -> tuple[tuple[str, ...], Bool[np.ndarray, "M L"]]:
+    """Names of the recorded labels, and their values on the held-out rows, in the order of `stage`."""
+    manifest = recordings.open_manifest(store, recording_id)
+    names = tuple(manifest.plan.config["labels"])
+    columns = ["env_seed", *(LABEL_PREFIX + name for name in names)]
+    parts = []
+    for table in recordings.shard_tables(store, manifest, columns):
+        held_out_N = split.chosen(table.column("env_seed").to_numpy(), "held_out")
+        parts.append(label_columns(table, names)[held_out_N])
+    return names, np.concatenate(parts)
 
 
 def workspace(store: Store) -> Path:

@@ -4,6 +4,8 @@ sparsify's trainer only runs inside a language model, so its coder is put into t
 decoder rows set to norm 1, gradients projected, steps since a latent fired counted.
 """
 
+# The libraries are in an environment of their own.
+# pyright: reportMissingImports=false
 import contextlib
 import importlib.util
 import io

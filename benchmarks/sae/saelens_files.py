@@ -1,5 +1,6 @@
 """Our dictionaries in SAELens itself: written by us and opened by it, saved by it and opened by us."""
 
+# pyright: reportMissingImports=false
 import tempfile
 from pathlib import Path
 

@@ -31,6 +31,26 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     return front
 
 
+def trade_offs(objectives: Sequence[Sequence[float]]) -> list[int]:
+    """Positions of those that no other beats: none is as low in all objectives and lower in one. In their order.
+
+    One with a value that is not finite is left out, and of equal ones the first is kept.
+    """
+    finite = [index for index, values in enumerate(objectives) if all(map(isfinite, values))]
+
+    def beats(first: int, second: int) -> bool:
+        pairs = list(zip(objectives[first], objectives[second], strict=True))
+        if all(a == b for a, b in pairs):
+            return first < second
+        return all(a <= b for a, b in pairs)
+
+    return [
+        index
+        for index in finite
+        if not any(beats(other, index) for other in finite if other != index)
+    ]
+
+
 def knee(front: Sequence[Trial]) -> Trial:
     """The trial of a Pareto front farthest below the chord between its ends.
 

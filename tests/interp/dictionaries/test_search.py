@@ -6,6 +6,7 @@ from interp.dictionaries.batch_topk import BatchTopK
 from interp.dictionaries.config import SaeConfig
 from interp.dictionaries.gated import Gated
 from interp.dictionaries.search import Range, Space, Tpe
+from interp.dictionaries.topk import Counting, TopK
 
 BASE = SaeConfig(family=BatchTopK(k=4), d_sae=64, samples=5000)
 needs_optuna = pytest.mark.skipif(
@@ -17,9 +18,15 @@ def a_space(content):
     return Space(content, base=BASE, site="lstm.h", seed=3)
 
 
+def k_of(candidate):
+    family = candidate.config.family
+    assert isinstance(family, Counting)
+    return family.k
+
+
 def test_grid_has_every_combination_once_in_order():
     found = a_space({"family.k": [2, 4], "d_sae": [32, 64], "site": ["lstm.h", "lstm.c"]}).grid()
-    assert [(c.config.family.k, c.config.d_sae, c.site, c.seed) for c in found] == [
+    assert [(k_of(c), c.config.d_sae, c.site, c.seed) for c in found] == [
         (k, d_sae, site, 3) for k in (2, 4) for d_sae in (32, 64) for site in ("lstm.h", "lstm.c")
     ]
     assert all(candidate.config.samples == 5000 for candidate in found)
@@ -37,8 +44,7 @@ def test_settings_of_the_base_family_are_kept_only_for_it():
     base = SaeConfig(family=BatchTopK(k=4, wide=2.0))
     space = Space({"family.name": ["batch_topk", "topk"]}, base=base, site="x", seed=0)
     first, second = (candidate.config.family for candidate in space.grid())
-    assert (first.k, first.wide) == (4, 2.0)
-    assert (second.k, second.wide) == (16, 4.0)
+    assert (first, second) == (BatchTopK(k=4, wide=2.0), TopK())
 
 
 def test_random_search_is_a_function_of_its_seed_and_stays_in_range():
@@ -53,7 +59,7 @@ def test_random_search_is_a_function_of_its_seed_and_stays_in_range():
     assert 1e-4 <= rates[0] < 2e-4
     assert 5e-3 < rates[-1] <= 1e-2
     assert 5e-4 < rates[100] < 2e-3  # half of them below the geometric mean
-    assert {candidate.config.family.k for candidate in first} == set(range(2, 10))
+    assert {k_of(candidate) for candidate in first} == set(range(2, 10))
 
 
 def test_range_reaches_its_ends():
@@ -94,7 +100,7 @@ def test_tpe_asks_the_same_again_and_finds_what_is_good():
         for _ in range(8):
             candidates = search.ask(4)
             asked += candidates
-            search.tell([(abs(c.config.lr - 3e-3), float(c.config.family.k)) for c in candidates])
+            search.tell([(abs(c.config.lr - 3e-3), float(k_of(c))) for c in candidates])
         return asked
 
     first = run()
