@@ -394,7 +394,9 @@ def _collect(
             )
         assert result.metrics is not None
         uri = None
-        if result.metrics["done"]:
+        if (
+            result.metrics["step"] >= result.metrics["num_steps"]
+        ):  # Tune says "done" of ended ones too
             assert result.checkpoint is not None
             checkpoint = Path(result.checkpoint.path)
             uri = f"{experiment_uri}/{checkpoint.parent.name}/{checkpoint.name}"

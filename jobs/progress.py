@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -67,6 +67,8 @@ class Stage(Unwatched):
         self._recent_rows = 0
         self._num_retries = 0
         self._quarantined: list[str] = []
+        self.below: Callable[[], Table | None] = self.actors_table
+        """What a terminal shows below the bar."""
 
     def update(self, done: float, total: float, note: str = "") -> None:
         now = time.monotonic()
@@ -167,13 +169,13 @@ class Stage(Unwatched):
 
 
 class _Live(Progress):
-    """A bar, and below it the actors of the stage that it shows."""
+    """A bar, and what the stage that it shows has below it."""
 
     stage: Stage | None = None
 
     def get_renderables(self) -> Iterator[RenderableType]:
         yield self.make_tasks_table(self.tasks)
-        table = self.stage.actors_table() if self.stage is not None else None
+        table = self.stage.below() if self.stage is not None else None
         if table is not None:
             yield table
 
@@ -247,12 +249,20 @@ class TrainingNote:
 
 
 class SweepNote:
-    """Shows the trials of a sweep, and how the one that reported last is doing."""
+    """Shows the trials of a sweep: on a terminal all that are under way and the best that are done, else the last."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
+        self._latest: dict[tuple[int, str], TrialProgress] = {}
+        self._since: dict[tuple[int, str], float] = {}
+        self._seen: dict[tuple[int, str], float] = {}
+        stage.below = self.table
 
     def __call__(self, trial: TrialProgress) -> None:
+        key = (trial.trial, str(trial.config))
+        self._since.setdefault(key, time.monotonic())
+        self._seen[key] = time.monotonic()
+        self._latest[key] = trial
         progress = trial.progress
         self._stage.update(
             trial.num_done,
@@ -260,3 +270,30 @@ class SweepNote:
             f"trials; {trial.config.family.name} at {progress.step / progress.num_steps:.0%}: FVU {progress.fvu:.3f}, "
             f"L0 {progress.l0:.1f}, dead {progress.dead_fraction:.0%}, median density {progress.density.p50:.2%}",
         )
+
+    def table(self) -> Table | None:
+        """Trials under way first, then the others by their error; None before one has reported."""
+        if not self._latest:
+            return None
+        table = Table(box=None, padding=(0, 2, 0, 11))
+        for heading in ("trial", "family", "d_sae", "done", "FVU", "L0", "dead", "rows/s"):
+            table.add_column(heading, justify="left" if heading == "family" else "right")
+        order = sorted(
+            self._latest.items(), key=lambda item: (item[1].progress.done, item[1].progress.fvu)
+        )
+        for key, trial in order[:MOST_ACTORS]:
+            progress, config = trial.progress, trial.config
+            first = progress.samples / max(1, round(progress.step / config.report_steps))
+            span_s = self._seen[key] - self._since[key]
+            rate = f"{(progress.samples - first) / span_s:,.0f}" if span_s > 0 else ""
+            table.add_row(
+                str(trial.trial),
+                config.family.name,
+                str(config.d_sae),
+                f"{progress.step / progress.num_steps:.0%}",
+                f"{progress.fvu:.3f}",
+                f"{progress.l0:.1f}",
+                f"{progress.dead_fraction:.0%}",
+                rate,
+            )
+        return table

@@ -70,7 +70,7 @@ def test_range_reaches_its_ends():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"famly.k": [1]}, r"no field \['famly.k'\]; there are"),
+        ({"girth.k": [1]}, r"no field \['girth.k'\]; there are"),
         ({"family.k": []}, r"family.k has no values"),
         ({"lr": {"low": 1.0}}, r"lr is \{'low': 1.0\}; a range has low, high"),
         ({"lr": {"low": 1.0, "high": 0.5}}, r"lr: range from 1.0 to 0.5: wanted low below high"),
