@@ -39,7 +39,7 @@ class Matching:
 
 
 def match(
-    first_AD: Float[Tensor, "A D"], second_BD: Float[Tensor, "B D"], *, signed: bool = True
+    first_AD: Float[Tensor, "A _"], second_BD: Float[Tensor, "B _"], *, signed: bool = True
 ) -> Matching:
     """The best matching of two sets of directions; ValueError if one is empty or their widths differ."""
     if first_AD.shape[1] != second_BD.shape[1] or 0 in (*first_AD.shape, *second_BD.shape):

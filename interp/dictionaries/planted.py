@@ -66,7 +66,7 @@ class Planted:
         share_U = np.minimum(share_U * active_units / share_U.sum(), 0.5)
         self._share_U = share_U * active_units / share_U.sum()
         bias_D = generator.normal(size=config.d_in)
-        self._bias_D = (bias_D * config.bias_norm / np.linalg.norm(bias_D)).astype(np.float32)
+        self.bias_D = (bias_D * config.bias_norm / np.linalg.norm(bias_D)).astype(np.float32)
 
     def rows(
         self, num_rows: int, *, seed: int
@@ -94,7 +94,7 @@ class Planted:
         )
         noise = generator.standard_normal((num_rows, config.d_in), dtype=np.float32)
         x_ND = (on_NG * amount_NG) @ self.features_GD
-        return x_ND + self._bias_D + np.float32(config.noise) * noise, on_NG
+        return x_ND + self.bias_D + np.float32(config.noise) * noise, on_NG
 
     def recovery(
         self,

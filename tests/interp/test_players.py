@@ -178,8 +178,8 @@ class Carrier(Walker):
     def is_idle(self, agent: int) -> bool:
         return False
 
-    def go_to(self, agent: int, target: str) -> str:
-        return target
+    def go_to(self, agent: int, kind: str) -> str:
+        return kind
 
 
 @pytest.mark.parametrize(
