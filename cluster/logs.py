@@ -18,6 +18,7 @@ from cluster.pool import Result
 from cluster.recordings import Receipt
 
 logger = logging.getLogger(__name__)
+logger.setLevel(logging.WARNING)  # events are for machines, but mettagrid shows INFO in every process that imports it
 
 VARIABLE = "SPARSIGHT_LOG"
 KINDS = ("text", "json")
@@ -50,6 +51,7 @@ def configure() -> None:
         logging.getLogger(name).handlers = [handler]
     for name in ("cluster", "interp", "jobs"):
         logging.getLogger(name).setLevel(logging.INFO)
+    logger.setLevel(logging.NOTSET)
 
 
 class JsonLines(logging.Formatter):
