@@ -10,6 +10,7 @@ the MCC of random dictionaries of the same sizes goes with it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,16 +40,16 @@ class Matching:
 
 
 def match(
-    first_AD: Float[Tensor, "A D"], second_BD: Float[Tensor, "B D"], *, signed: bool = True
+    first_AD: Float[Tensor, "A D"], second_BE: Float[Tensor, "B E"], *, signed: bool = True
 ) -> Matching:
     """The best matching of two sets of directions; ValueError if one is empty or their widths differ."""
-    if first_AD.shape[1] != second_BD.shape[1] or 0 in (*first_AD.shape, *second_BD.shape):
+    if first_AD.shape[1] != second_BE.shape[1] or 0 in (*first_AD.shape, *second_BE.shape):
         raise ValueError(
-            f"directions of shapes {tuple(first_AD.shape)} and {tuple(second_BD.shape)} cannot be matched; "
+            f"directions of shapes {tuple(first_AD.shape)} and {tuple(second_BE.shape)} cannot be matched; "
             "both must be of one site"
         )
     first, second = (
-        rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12) for rows in (first_AD, second_BD)
+        rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12) for rows in (first_AD, second_BE)
     )
     similarity_AB = first.float() @ second.float().T
     if not signed:
@@ -81,8 +82,21 @@ class Stability:
     """`mcc` of random directions, as many."""
     num_dictionaries: int
 
+    @property
+    def verdict(self) -> Literal["steady", "partly steady", "not steady"]:
+        """Steady from 70 % of matched latents on, not steady up to 40 %.
+
+        Where no truth is known, this is all that can be asked: latents that other seeds do not find are choices among
+        many that reconstruct as well, and not to be read as concepts. Steady ones need not be what the data are made
+        of: two things that always occur together in one proportion are one latent, for every seed.
+        """
+        if self.matched_share >= STEADY_SHARE:
+            return "steady"
+        return "not steady" if self.matched_share <= UNSTEADY_SHARE else "partly steady"
+
 
 MATCHED_COSINE = 0.9
+STEADY_SHARE, UNSTEADY_SHARE = 0.7, 0.4
 
 
 def stability(dictionaries: Sequence[Dictionary], rows_ND: Rows, *, seed: int = 0) -> Stability:
