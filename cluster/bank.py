@@ -47,7 +47,7 @@ from interp.trajectories import (
 from interp.worlds.labels import check_labels
 from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.replayed import ReplayedWorlds
-from interp.worlds.world import WorldFactory
+from interp.worlds.world import WorldFactory, check_env_seeds
 
 UNIFORM = "uniform"
 """The player that acts at random."""
@@ -70,11 +70,7 @@ class BankConfig:
         for name in ("episodes_per_player", "episodes_per_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: at least 1")
-        if not 0 <= self.first_env_seed < 2**30:
-            raise ValueError(
-                f"first_env_seed {self.first_env_seed}: from 0 to 2**30, for maps accept 31 bits and the bank uses "
-                "the seeds after it as well"
-            )
+        check_env_seeds(self.first_env_seed, self.episodes_per_player)
 
 
 def plan_bank(
@@ -97,7 +93,7 @@ def plan_bank(
             inputs[f"player {number}"] = player
     if config.labels is not None:
         check_labels(config.labels, factory.labels)
-    labels = config.labels or tuple(factory.labels)
+    labels = tuple(factory.labels) if config.labels is None else config.labels
     shards = []
     for number in range(len(players)):
         first = config.first_env_seed + number * config.episodes_per_player

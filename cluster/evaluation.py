@@ -11,7 +11,7 @@ from cluster.store import Store
 from cluster.studio import Studio
 from interp.policies.uniform import UniformPolicy
 from interp.rollout import Trial, fitting_worlds, roll
-from interp.worlds.world import WorldFactory
+from interp.worlds.world import WorldFactory, check_env_seeds
 
 UNIFORM = "uniform"
 """Stands for the random policy where a policy_id is wanted."""
@@ -28,6 +28,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.num_episodes < 2:
             raise ValueError(f"num_episodes {self.num_episodes}: at least 2 for a standard error")
+        check_env_seeds(self.first_env_seed, self.num_episodes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from interp.concepts.tracks import Tracks
 from interp.policies.bundle import PolicyCard
 from interp.rollout import Stride
 from interp.steering.arms import SteeredLatent
-from interp.worlds.world import WorldFactory
+from interp.worlds.world import WorldFactory, check_env_seeds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,7 @@ class EvolutionConfig:
             raise ValueError(
                 f"episodes_per_player {self.episodes_per_player}: at least 8, for 12 scored episodes in all"
             )
+        check_env_seeds(self.first_env_seed, 3 * self.episodes_per_player)
 
     def bank(self, run: TrainedRun) -> list[tuple[PolicyCard, RecordingConfig]]:
         """Who plays which episodes of the bank; no two players share a seed."""

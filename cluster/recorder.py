@@ -34,7 +34,7 @@ from interp.rollout import (
 )
 from interp.sampling import Reservoir
 from interp.worlds.labels import check_labels, compute_labels
-from interp.worlds.world import WorldFactory
+from interp.worlds.world import WorldFactory, check_env_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +73,7 @@ class RecordingConfig:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} {value}: at least 1")
         Reservoir(rows=1, label_share=self.label_share, salt=self.sample_salt)
-        if not 0 <= self.first_env_seed < 2**31 - self.num_episodes:
-            raise ValueError(
-                f"first_env_seed {self.first_env_seed}: from 0 to 2**31 - num_episodes, which is what maps accept"
-            )
+        check_env_seeds(self.first_env_seed, self.num_episodes)
 
     def labels_in(self, factory: WorldFactory) -> tuple[str, ...]:
         """The labels to compute in that world; ValueError if it lacks one."""

@@ -189,6 +189,7 @@ def read_rows(
             f"recording {manifest.recording_id} is neither {source}, from which {sequences_id} were cut, nor a replay "
             "of it"
         )
+    recordings.check_whole(manifest.plan, "rows of sequences")
     # a replay may have begun with another seed: episodes are the same if their seeds are
     first_seed = manifest.plan.config["first_env_seed"]
     placed = [replace(one, episode=one.env_seed - first_seed) for one in sequences]
@@ -207,11 +208,20 @@ def read_rows(
     ):
         if not wanted.isdisjoint(shard.env_seeds):
             table = recordings.read_shard(store, receipt, asked)
-            found = rows_of(table, placed, ends_only=ends_only)
+            # none but those of the shard: where an episode is found, its number counts only so far
+            here = [number for number, one in enumerate(placed) if one.env_seed in shard.env_seeds]
+            found = rows_of(table, [placed[number] for number in here], ends_only=ends_only)
             rows = table.take(pa.array(found.row_K)).replace_schema_metadata(None)
-            parts.append(rows.add_column(0, "sequence", pa.array(found.sequence_K, pa.int32())))
+            numbers = np.array(here, np.int32)[found.sequence_K]
+            parts.append(rows.add_column(0, "sequence", pa.array(numbers)))
         note(number + 1, len(manifest.receipts), receipt.shard)
     table = pa.concat_tables(parts).combine_chunks()
+    num_wanted = sum(1 if ends_only else one.end_t - one.first_t + 1 for one in sequences)
+    if len(table) < num_wanted:
+        raise ValueError(
+            f"recording {manifest.recording_id} has {len(table)} of the {num_wanted} rows wanted, for it kept the "
+            f"steps {manifest.plan.config['steps']}; take a recording or a replay of every step"
+        )
     order = pa.array(np.argsort(table.column("sequence").to_numpy(), kind="stable"))
     return (
         table.take(order) if columns is None else table.take(order).select(["sequence", *columns])

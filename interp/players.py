@@ -154,7 +154,7 @@ def resource_collection(walker: Walker, agent: int) -> str:
     """As much of each link as it can carry."""
     ore, batteries = walker.amount(agent, "ore"), walker.amount(agent, "battery")
     is_full = walker.is_idle(agent)
-    if batteries >= FULL or (batteries and is_full):
+    if batteries and (not ore or batteries >= FULL or is_full):
         return walker.go_to(agent, "altar")
     if ore >= FULL or (ore and (batteries or is_full)):
         return walker.go_to(agent, "generator")

@@ -26,6 +26,7 @@ from interp.policies.taps import Edit, RecordingTap, RowEdits
 from interp.policies.translation import fitted
 from interp.records import Episode
 from interp.tiles import SIZES, tile_sizes
+from interp.trajectories import PADDING
 from interp.worlds.world import World, WorldSpec
 
 FULL_BATCH_ROWS = SIZES[-1]
@@ -258,7 +259,9 @@ class _Batch:
             stop = min(start + size, len(observation_R))
             padded_R = None
             if stop - start < size:
-                padded_R = np.zeros((size, *observation_R.shape[1:]), observation_R.dtype)
+                # of tokens, rows without any: the others are then read no further than they are used
+                blank = PADDING if self._world.spec.vocabulary is not None else 0
+                padded_R = np.full((size, *observation_R.shape[1:]), blank, observation_R.dtype)
             self._tiles.append(
                 _Tile(
                     rows=slice(start, stop),

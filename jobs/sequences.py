@@ -22,6 +22,7 @@ from cluster import policies, recordings, sequences
 from cluster.bank import UNIFORM, BankConfig, check_bank, plan_bank, plan_replay
 from cluster.export import Precision, with_lists
 from cluster.laboratory import Laboratory
+from cluster.recordings import Plan
 from cluster.results import read_table
 from cluster.sequences import CutConfig
 from cluster.store import Store
@@ -29,6 +30,7 @@ from interp.players import STRATEGIES
 from interp.rollout import CaptureSteps, EveryStep
 from interp.sequences import ByEvent, ByLength, ByStrategy
 from interp.worlds.catalogue import load_world
+from interp.worlds.world import WorldFactory
 from jobs.factories import allow_factories
 from jobs.progress import Reporter
 
@@ -190,13 +192,30 @@ def make_bank(store: Store, config: Bank) -> None:
     print(plan.recording_id)
 
 
+def _world_of(bank: Plan, named: str | None) -> WorldFactory:
+    """The bank's own world, by its name or the one given."""
+    name = named or bank.config["world"]["name"]
+    try:
+        factory = load_world(name)
+    except ValueError as error:
+        raise ValueError(
+            f"bank {bank.recording_id} shows world {name!r}: {error}; say --world"
+        ) from error
+    if factory.config != bank.config["world"]:
+        raise ValueError(
+            f"bank {bank.recording_id} shows another world than {name!r} is; give the file that it was made with as "
+            "--world"
+        )
+    return factory
+
+
 def show_bank(store: Store, config: Replay) -> None:
     """Replays on the pool, and prints ids in the order of the policies."""
     store.probe()
     allow_factories(config.factory)
     bank = recordings.open_manifest(store, config.bank).plan
     check_bank(bank)
-    factory = load_world(config.world or bank.config["world"]["name"])
+    factory = _world_of(bank, config.world)
     for policy_id in config.policies:
         policies.load(store, policy_id)
     plans = [

@@ -22,6 +22,7 @@ from interp.noise import BLOCK_STEPS, gumbel_block
 from interp.policies.taps import untapped
 from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
 from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.world import TRAINING_SEEDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,17 +166,14 @@ class Trainer:
     # --- playing
 
     def _env_seed(self, world: int) -> int:
-        """Training maps lie far from the seeds that recordings and evaluations use (below 2**31)."""
-        return (
-            2**40
-            + self.config.seed * 2**28
-            + int(self._episode_E[world]) * self.config.num_worlds
-            + world
-        )
+        """One of `TRAINING_SEEDS`, at random: two may coincide, but none is that of a recording or an evaluation."""
+        place = [self.config.seed, int(self._episode_E[world]), world]
+        draw = int(np.random.SeedSequence(place).generate_state(1)[0])
+        return TRAINING_SEEDS[draw % len(TRAINING_SEEDS)]
 
     def _reset(self, world: int) -> None:
         seed = self._env_seed(world)
-        self._world.reset(world, map_seed=seed % 2**31, sim_seed=seed % 2**31, collect_facts=False)
+        self._world.reset(world, map_seed=seed, sim_seed=seed, collect_facts=False)
         self._played[world] = []
 
     def _rows_of(self, world: int) -> slice:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from interp.policies.policy import Policy, PolicyNetwork, State, Step
 from interp.policies.taps import Tap
+from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
 from interp.worlds.world import TokenVocabulary, WorldSpec
 
 EARLIER_FEATURES: Mapping[str, tuple[str, ...]] = {
@@ -91,7 +92,30 @@ def fitted(policy: Policy, spec: WorldSpec) -> Policy:
         raise ValueError(
             f"the policy acts by {policy.action_names}, but world {spec.name} wants {spec.action_names}"
         )
+    if isinstance(policy, TokenLstmPolicy):
+        _check_vocabulary(policy.architecture, spec)
     return policy
+
+
+def _check_vocabulary(architecture: TokenLstmArchitecture, spec: WorldSpec) -> None:
+    """ValueError if a token means something else in that world: the policy would take turrets for walls."""
+    shown = spec.vocabulary
+    if shown is None:
+        raise ValueError(f"the policy reads tokens, but world {spec.name} shows none")
+    for what, own, its in (
+        (
+            "window",
+            (architecture.window_rows, architecture.window_cols),
+            (shown.window_rows, shown.window_cols),
+        ),
+        ("tags", architecture.tags, shown.tags),
+        ("features", dict(architecture.features), dict(shown.features)),
+    ):
+        if own != its:
+            raise ValueError(
+                f"the policy was made for a world with other {what} than {spec.name} has: {own} and {its}; play it in "
+                "the world that it was trained in"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from interp.policies.taps import Edit, Mode
+from interp.worlds.world import check_env_seeds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class SteeringConfig:
             )
         if self.num_episodes < 10:
             raise ValueError(f"num_episodes {self.num_episodes}: at least 10 for an interval")
+        check_env_seeds(self.first_env_seed, self.num_episodes)
 
     @property
     def env_seeds(self) -> range:

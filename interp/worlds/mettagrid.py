@@ -31,6 +31,10 @@ GLOBAL = 0xFE
 """Location byte of a token about the world or the agent as such."""
 
 
+TOKEN_VALUE_BASE = 256
+"""An amount of so many or more is told by two tokens."""
+
+
 @dataclass(frozen=True)
 class MettagridFactory:
     """Makes batches of one mettagrid world from its JSON, the only form in which a config travels."""
@@ -46,6 +50,10 @@ class MettagridFactory:
             name=world if world in PRESETS else Path(world).stem,
             config_json=config.model_dump_json(),
         )
+        if (base := config.game.obs.token_value_base) != TOKEN_VALUE_BASE:
+            raise ValueError(
+                f"world {world}: game.obs.token_value_base is {base}, but amounts are read only by {TOKEN_VALUE_BASE}"
+            )
         factory._play_once()
         return factory
 
@@ -130,6 +138,7 @@ class MettagridWorld:
         self._c_config, self._agent_renames = convert_to_cpp_game_config(config.game)
         self._map_builder = config.game.map_builder
         self._object_names = ("empty", *config.game.objects)
+        self._map_names = ("empty", *(kind.map_name for kind in config.game.objects.values()))
         self._resource_names = tuple(config.game.resource_names)
         self._counter_names = tuple(
             name for name in COMBAT_COUNTERS if f'"stat":"{name}"' in factory.config_json
@@ -175,7 +184,7 @@ class MettagridWorld:
                 self._sightings,
                 rows,
                 vocabulary=self._vocabulary,
-                map_HW=_static_map(grid, self._object_names),
+                map_HW=_static_map(grid, self._map_names),
                 object_names=self._object_names,
                 resource_names=self._resource_names,
                 counter_names=self._counter_names,
@@ -213,11 +222,17 @@ class MettagridWorld:
         return None if scribe is None else scribe.facts()
 
 
-def _static_map(grid: np.ndarray, object_names: tuple[str, ...]) -> UInt8[np.ndarray, "H W"]:
+def _static_map(grid: np.ndarray, map_names: tuple[str, ...]) -> UInt8[np.ndarray, "H W"]:
     """Index of the object in each cell of the builder's map; agents stand on empty cells."""
     map_HW = np.zeros(grid.shape, np.uint8)
-    for index, name in enumerate(object_names):
+    for index, name in enumerate(map_names):
         map_HW[grid == name] = index
+    present = {str(name) for name in np.unique(grid)}
+    if unknown := {name for name in present - set(map_names) if not name.startswith("agent")}:
+        raise ValueError(
+            f"the map has {sorted(unknown)}, which no object of the world is called; its objects are "
+            f"{sorted(map_names)}"
+        )
     return map_HW
 
 
@@ -393,7 +408,7 @@ class _Scribe:
         own_feature = np.where(own, states[..., 1], PADDING)
         present = set(np.unique(own_feature).tolist())
         for index, resource in enumerate(self._resource_names):
-            for suffix, unit in (("", 1), (":p1", 256)):
+            for suffix, unit in (("", 1), (":p1", TOKEN_VALUE_BASE)):
                 feature = self._vocabulary.features.get(f"inv:{resource}{suffix}")
                 if feature in present:
                     token = own_feature == feature

@@ -13,6 +13,18 @@ from jaxtyping import Bool, Float32, Int32
 from interp.records import Facts, Trace
 from interp.worlds.labels import WorldLabel
 
+TRAINING_SEEDS = range(2**30, 2**31)
+"""Environment seeds of trainings; recordings, evaluations and the like use those below. Maps accept 31 bits."""
+
+
+def check_env_seeds(first_env_seed: int, num_episodes: int) -> None:
+    """ValueError if episodes of these seeds could have been trained on."""
+    if not 0 <= first_env_seed <= TRAINING_SEEDS.start - num_episodes:
+        raise ValueError(
+            f"first_env_seed {first_env_seed} and {num_episodes} episodes: seeds go from 0 to 2**30; maps of the seeds "
+            "above are trained on"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenVocabulary:

@@ -6,7 +6,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from interp.players import STRATEGIES, check_strategy, play_strategies
+from interp.players import (
+    FULL,
+    STRATEGIES,
+    Walker,
+    check_strategy,
+    play_strategies,
+    resource_collection,
+)
 from interp.policies.uniform import UniformPolicy
 from interp.records import Episode, Facts
 from interp.rollout import Capture, Trial, roll
@@ -157,3 +164,34 @@ def test_a_world_that_cannot_host_a_strategy_is_refused(strategy, world, said) -
 def test_a_world_without_a_map_is_refused() -> None:
     with pytest.raises(ValueError, match=r"it finds its way on a map, which mettagrid worlds have"):
         check_strategy("exploration", GymnasiumFactory.load("gym:CartPole-v1"))
+
+
+class Carrier(Walker):
+    """A walker that only knows what is carried, and where to."""
+
+    def __init__(self, **amounts: int) -> None:  # no map
+        self._amounts = amounts
+
+    def amount(self, agent: int, resource: str) -> int:
+        return self._amounts.get(resource, 0)
+
+    def is_idle(self, agent: int) -> bool:
+        return False
+
+    def go_to(self, agent: int, target: str) -> str:
+        return target
+
+
+@pytest.mark.parametrize(
+    ("ore", "battery", "target"),
+    [
+        (0, 0, "source"),
+        (FULL - 1, 0, "source"),
+        (FULL, 0, "generator"),
+        (FULL - 1, 1, "generator"),
+        (0, FULL, "altar"),
+        (0, 1, "altar"),  # all of them, not one and back for more ore
+    ],
+)
+def test_collectors_finish_each_link_before_the_next(ore: int, battery: int, target: str) -> None:
+    assert resource_collection(Carrier(ore=ore, battery=battery), 0) == target

@@ -251,3 +251,11 @@ def test_an_edit_of_the_wrong_width_is_refused(policy) -> None:
 def test_a_policy_of_other_actions_is_refused() -> None:
     with pytest.raises(ValueError, match="acts by"):
         roll(UniformPolicy(("noop", "jump")), FACTORY(1), [Trial(env_seed=0)])
+
+
+def test_a_world_whose_tokens_mean_something_else_is_refused() -> None:
+    """In hazard the tags from the turret on are others than in forage: walls would be turrets, without a word."""
+    forage, hazard = (MettagridFactory.load(name) for name in ("forage", "hazard"))
+    policy = TokenLstmPolicy(architecture_for(forage))
+    with pytest.raises(ValueError, match=r"other tags than hazard has"):
+        list(roll(policy, hazard(1), [Trial(env_seed=0)]))

@@ -7,6 +7,7 @@ import torch
 
 from interp.policies.ppo import PpoConfig, Trainer
 from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.world import check_env_seeds
 
 pytestmark = pytest.mark.mettagrid
 UPDATES = 12
@@ -54,3 +55,15 @@ def test_a_seed_changes_the_weights() -> None:
 def test_a_horizon_that_does_not_divide_the_episode_is_refused() -> None:
     with pytest.raises(ValueError, match="horizon_steps 48 does not divide"):
         Trainer(PpoConfig(horizon_steps=48), MettagridFactory.load("forage"))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 8])
+def test_training_maps_are_those_of_nothing_else(seed) -> None:
+    config = PpoConfig(world="forage", seed=seed, budget_agent_steps=10_000)
+    trainer = Trainer(config, MettagridFactory.load("forage"))
+    seeds = [trainer._env_seed(world) for world in range(config.num_worlds)]
+    assert len(set(seeds)) == config.num_worlds
+    assert all(2**30 <= one < 2**31 for one in seeds)
+    with pytest.raises(ValueError, match=r"maps of the seeds above are trained on"):
+        check_env_seeds(2**30 - 3, 4)
+    check_env_seeds(2**30 - 4, 4)
