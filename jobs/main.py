@@ -23,6 +23,7 @@ VERBS = {
     ),
     "export": ("jobs.export", "write a recording for other tools: Parquet, npy, Hugging Face"),
     "sweep": ("jobs.sweep", "train sparse autoencoders on a recording"),
+    "dictionaries": ("jobs.dictionaries", "write a dictionary for SAELens, or read one of it"),
     "report": ("jobs.report", "draw the report of a study again"),
     "sync": ("jobs.sync", "deliver to W&B what studies could not deliver while they ran"),
 }
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = "\n".join(f"  {verb:<11} {what}" for verb, (_, what) in VERBS.items())
+    lines = "\n".join(f"  {verb:<12} {what}" for verb, (_, what) in VERBS.items())
     return (
         "usage: sparsight VERB [options]\n\n"
         "Finds, tests and follows the concepts inside trained reinforcement-learning policies.\n\n"

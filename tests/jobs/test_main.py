@@ -33,6 +33,7 @@ def test_every_verb_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> No
         "policies": ["list"],
         "recordings": ["gc"],
         "sequences": ["bank"],
+        "dictionaries": ["export"],
     }.get(verb, [])
     arguments = [verb, *subcommand, "--help"]
     with pytest.raises(SystemExit) as exit_:

@@ -13,7 +13,7 @@ def directions(num, width, seed=0):
     return torch.randn(num, width, generator=torch.Generator().manual_seed(seed))
 
 
-def dictionary(W_dec_FD, *, bias=0.0):
+def dictionary(W_dec_FD, *, bias: torch.Tensor | float = 0.0):
     """Reads what it writes; `bias` below 0 silences latents."""
     W_dec_FD = W_dec_FD / W_dec_FD.norm(dim=1, keepdim=True)
     num, width = W_dec_FD.shape
