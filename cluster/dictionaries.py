@@ -84,6 +84,13 @@ def find(store: Store, dict_id: str) -> DictionaryEntry | None:
         raise Corrupt(f"{key}: not a dictionary's card: {error}") from error
 
 
+def known(store: Store) -> list[DictionaryEntry]:
+    """All that are complete, by id."""
+    ids = sorted({key.split("/")[1] for key in store.list("dictionaries")})
+    entries = [find(store, dict_id) for dict_id in ids]
+    return [entry for entry in entries if entry is not None]
+
+
 def load(store: Store, dict_id: str) -> Dictionary:
     """Raises FileNotFoundError if the store has no such dictionary."""
     if find(store, dict_id) is None:

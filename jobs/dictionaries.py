@@ -1,4 +1,4 @@
-"""Dictionaries for other tools, and of them: the layout of SAELens, cfg.json and sae_weights.safetensors.
+"""Dictionaries of a store, and their exchange with SAELens: cfg.json and sae_weights.safetensors.
 
 What is written takes recorded activations as they are, centring and scaling included, and SAELens opens it with
 SAE.load_from_disk. What is read is data alone: nothing of SAELens is needed, and no code of a file runs.
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
 from cluster import dictionaries
 from cluster.staging import Split
@@ -26,11 +29,19 @@ from jobs.progress import Reporter
 
 
 @dataclass(frozen=True, kw_only=True)
+class List:
+    """The dictionaries of a store: widths, family, error and sparsity on held-out episodes."""
+
+    store: str = "./store"
+    """Folder or s3://bucket/prefix in which everything rests."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """Write a dictionary of the store in the layout of SAELens. Prints the folder."""
 
-    dictionary: tyro.conf.Positional[str]
-    """Dictionary id; `sparsight sweep` prints it."""
+    dictionary: str
+    """Dictionary id; `sparsight dictionaries list` shows them."""
     out: Path
     """Folder to write; it must not exist yet."""
     architecture: Architecture | None = None
@@ -47,7 +58,7 @@ class Import:
     One that reads another width, or leaves all of the variance unexplained, is refused.
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: Path
     """Folder with cfg.json and sae_weights.safetensors."""
     recording: str
     """Recording of the policy that it was trained on; `sparsight recordings list` shows them."""
@@ -59,7 +70,8 @@ class Import:
 
 
 Verb = (
-    Annotated[Export, tyro.conf.subcommand("export")]
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Import, tyro.conf.subcommand("import")]
 )
 
@@ -69,10 +81,24 @@ def main(arguments: Sequence[str]) -> None:
     verb = tyro.cli(Verb, args=list(arguments), prog="sparsight dictionaries", description=__doc__)
     store = Store.open(verb.store)
     match verb:
+        case List():
+            print_list(store)
         case Export() as export:
             write(store, export)
         case Import() as import_:
             read(store, import_)
+
+
+def print_list(store: Store) -> None:
+    """A table. Ids are to be copied, so never cut."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("dictionary", "family", "d_in", "d_sae", "FVU", "L0", "dead"):
+        is_name = heading in ("dictionary", "family")
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
+    for entry in dictionaries.known(store):
+        figures = (f"{entry.fvu:.3f}", f"{entry.l0:.1f}", f"{entry.dead_fraction:.0%}")
+        table.add_row(entry.dict_id, entry.family, str(entry.d_in), str(entry.d_sae), *figures)
+    Console().print(table)
 
 
 def write(store: Store, config: Export) -> None:

@@ -96,15 +96,15 @@ def test_what_comes_in_is_measured_and_goes_out_the_same(
     store: Store, recording: str, tmp_path: Path, ask
 ) -> None:
     folder = put(tmp_path / "theirs", to_saelens(exact()))
-    dict_id = ask("import", str(folder), "--recording", recording)
+    dict_id = ask("import", "--folder", str(folder), "--recording", recording)
     entry = dictionaries.find(store, dict_id)
     assert entry is not None
     assert entry.fvu == pytest.approx(0, abs=1e-6)
     assert entry.l0 == pytest.approx(D, abs=0.1)  # a coordinate is above or below its mean
     assert entry.family == "batch_topk"
-    assert ask("import", str(folder), "--recording", recording) == dict_id
+    assert ask("import", "--folder", str(folder), "--recording", recording) == dict_id
 
-    again = Path(ask("export", dict_id, "--out", str(tmp_path / "ours")))
+    again = Path(ask("export", "--dictionary", dict_id, "--out", str(tmp_path / "ours")))
     for name in (WEIGHTS_FILE,):
         first, second = (load((path / name).read_bytes()) for path in (folder, again))
         assert all(torch.equal(first[key], second[key]) for key in first)
@@ -114,14 +114,34 @@ def test_what_comes_in_is_measured_and_goes_out_the_same(
     assert torch.allclose(latents, exact().encode(rows), atol=1e-5)
 
 
+def test_what_is_complete_is_listed(
+    store: Store, recording: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    folder = put(tmp_path / "theirs", to_saelens(exact()))
+    on = ["--recording", recording, "--store", store.url]
+    assert main(["dictionaries", "import", "--folder", str(folder), *on]) == 0
+    dict_id = capsys.readouterr().out.splitlines()[-1]
+    store.create("dictionaries/d-unfinished/config.json", b"{}")
+    assert main(["dictionaries", "list", "--store", store.url]) == 0
+    listed = capsys.readouterr().out
+    assert dict_id in listed
+    assert "0.000" in listed
+    assert "d-unfinished" not in listed
+
+
 def test_another_architecture_is_written_when_asked_for(
     recording: str, tmp_path: Path, ask, refuse
 ) -> None:
     folder = put(tmp_path / "theirs", to_saelens(exact()))
-    dict_id = ask("import", str(folder), "--recording", recording)
-    out = ask("export", dict_id, "--out", str(tmp_path / "g"), "--architecture", "gated")
+    dict_id = ask("import", "--folder", str(folder), "--recording", recording)
+    out = ask(
+        "export", "--dictionary", dict_id, "--out", str(tmp_path / "g"), "--architecture", "gated"
+    )
     assert json.loads(Path(out, CONFIG_FILE).read_text())["architecture"] == "gated"
-    said = refuse("export", dict_id, "--out", str(tmp_path / "t"), "--architecture", "topk")
+    said = refuse(
+        "export", "--dictionary", dict_id, "--out", str(tmp_path / "t"), "--architecture", "topk"
+    )
     assert "'topk' cannot say what this dictionary (batch_topk) computes" in said
     assert not (tmp_path / "t").exists()
 
@@ -131,9 +151,9 @@ def test_what_does_not_read_the_recording_is_refused(
 ) -> None:
     folder = str(put(tmp_path / "theirs", to_saelens(exact("lstm.c"))))
     on = ("--recording", recording)
-    assert "'lstm.c', which is not in recording" in refuse("import", folder, *on)
+    assert "'lstm.c', which is not in recording" in refuse("import", "--folder", folder, *on)
     assert "reads 4 activations, but site 'encoder'" in refuse(
-        "import", folder, *on, "--site", "encoder"
+        "import", "--folder", folder, *on, "--site", "encoder"
     )
 
 
@@ -144,7 +164,9 @@ def test_what_explains_nothing_is_refused(
     weights = load(files[WEIGHTS_FILE])
     files[WEIGHTS_FILE] = save({**weights, "b_dec": weights["b_dec"] + 50})
     folder = put(tmp_path / "theirs", files)
-    assert "no better than the mean row" in refuse("import", str(folder), "--recording", recording)
+    assert "no better than the mean row" in refuse(
+        "import", "--folder", str(folder), "--recording", recording
+    )
     assert not store.list("dictionaries")
 
 
@@ -153,17 +175,23 @@ def test_files_that_are_missing_or_not_what_they_should_be_are_named(
 ) -> None:
     (tmp_path / "empty").mkdir()
     on = ("--recording", recording)
-    assert f"has no {CONFIG_FILE}" in refuse("import", str(tmp_path / "empty"), *on)
+    assert f"has no {CONFIG_FILE}" in refuse("import", "--folder", str(tmp_path / "empty"), *on)
     files = to_saelens(exact())
     pickled = put(tmp_path / "pickled", {**files, WEIGHTS_FILE: b"\x80\x04cos\nsystem\n."})
-    assert f"{WEIGHTS_FILE} is not a safetensors file" in refuse("import", str(pickled), *on)
+    assert f"{WEIGHTS_FILE} is not a safetensors file" in refuse(
+        "import", "--folder", str(pickled), *on
+    )
     config = {**json.loads(files[CONFIG_FILE]), "architecture": "crosscoder"}
     other = put(tmp_path / "other", {**files, CONFIG_FILE: json.dumps(config).encode()})
-    assert "architecture 'crosscoder'" in refuse("import", str(other), *on)
+    assert "architecture 'crosscoder'" in refuse("import", "--folder", str(other), *on)
 
 
 def test_a_folder_that_exists_and_a_dictionary_that_does_not_are_refused(
     tmp_path: Path, refuse
 ) -> None:
-    assert "exists; name a new folder" in refuse("export", "d-0", "--out", str(tmp_path))
-    assert "d-0 is not in store" in refuse("export", "d-0", "--out", str(tmp_path / "new"))
+    assert "exists; name a new folder" in refuse(
+        "export", "--dictionary", "d-0", "--out", str(tmp_path)
+    )
+    assert "d-0 is not in store" in refuse(
+        "export", "--dictionary", "d-0", "--out", str(tmp_path / "new")
+    )
