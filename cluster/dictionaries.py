@@ -4,20 +4,26 @@ dictionaries/<dict_id>/{config.json, weights.safetensors, card.json}
 sweeps/<sweep_id>.json      all trials of a sweep and the dictionary that was chosen
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from cluster import recordings
 from cluster.backends import Corrupt
+from cluster.notes import Note, silent
 from cluster.staging import Split, read_rows, stage
 from cluster.store import Store
 from cluster.studio import Studio
 from cluster.sweep import TrialProgress, load_dictionary, sweep
 from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
+from interp.dictionaries.metrics import measure
 from interp.dictionaries.selection import choose, pareto_front
 from interp.dictionaries.training import CurvePoint, SaeConfig, Trainer
-from interp.identity import canonical_json, content_id, parse_json
+from interp.identity import canonical_json, content_id, parse_json, sha256
 from interp.study import DictionaryEntry, TrialEntry
 
 
@@ -95,6 +101,68 @@ def load(store: Store, dict_id: str) -> Dictionary:
     folder = f"dictionaries/{dict_id}"
     return Dictionary.from_bytes(
         {name: store.get(f"{folder}/{name}") for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    )
+
+
+def adopt(
+    store: Store,
+    dictionary: Dictionary,
+    recording_id: str | None,
+    *,
+    split: Split,
+    origin: Mapping[str, Any],
+    note: Note = silent,
+) -> DictionaryEntry:
+    """Keeps a dictionary that was trained elsewhere, with its figures on held-out rows of a recording.
+
+    Its id is a hash of its content and of what it was measured on. `origin` tells where it comes from.
+
+    Args:
+        recording_id: None keeps the figures that it brought with it.
+
+    Raises:
+        FileNotFoundError: no such recording in the store, or it is not finished.
+        ValueError: no recording, and it has brought no figures; the recording has no such site, or of another width; or
+            the dictionary is no better there than the mean row, so that it must have been trained on something else.
+    """
+    source: dict[str, Any] = {}
+    if recording_id is not None:
+        source = {"recording": recording_id, "site": dictionary.site, "split": asdict(split)}
+        dictionary = _measured(store, recording_id, dictionary, split, note)
+    elif math.isnan(dictionary.fvu + dictionary.l0 + dictionary.dead_fraction):
+        raise ValueError(
+            "the dictionary does not tell its error, sparsity and dead latents; name a recording to measure it on"
+        )
+    files = {name: sha256(content) for name, content in dictionary.to_bytes().items()}
+    return save(
+        store, content_id("d", {"files": files, **source}), dictionary, {**source, **origin}
+    )
+
+
+def _measured(
+    store: Store, recording_id: str, dictionary: Dictionary, split: Split, note: Note
+) -> Dictionary:
+    site = dictionary.site
+    widths = recordings.open_manifest(store, recording_id).plan.config["site_widths"]
+    if site not in widths:
+        raise ValueError(
+            f"the dictionary reads site {site!r}, which is not in recording {recording_id}; it has "
+            f"{', '.join(widths) or 'none'}"
+        )
+    if widths[site] != dictionary.d_in:
+        raise ValueError(
+            f"the dictionary reads {dictionary.d_in} activations, but site {site!r} of recording {recording_id} has "
+            f"{widths[site]}"
+        )
+    held_out_path = stage(store, recording_id, site, split, note).held_out_path
+    measured = measure(dictionary, np.load(held_out_path, mmap_mode="r"))
+    if not measured.fvu < 1:
+        raise ValueError(
+            f"on held-out rows of {site!r} of recording {recording_id} the dictionary leaves {measured.fvu:.3g} of the "
+            "variance unexplained, no better than the mean row: it was trained on another site, policy or scale"
+        )
+    return replace(
+        dictionary, fvu=measured.fvu, l0=measured.l0, dead_fraction=measured.dead_fraction
     )
 
 

@@ -18,7 +18,8 @@ from cluster.pool import Result
 from cluster.recordings import Receipt
 
 logger = logging.getLogger(__name__)
-logger.setLevel(logging.WARNING)  # events are for machines, but mettagrid shows INFO in every process that imports it
+# Events are for machines, but mettagrid shows INFO in every process that imports it.
+logger.setLevel(logging.WARNING)
 
 VARIABLE = "SPARSIGHT_LOG"
 KINDS = ("text", "json")

@@ -1,23 +1,36 @@
-"""List dictionaries, write one for tools that read SAELens, or take one of theirs in."""
+"""Dictionaries of a store, and their exchange with SAELens: cfg.json and sae_weights.safetensors.
 
+What is written takes recorded activations as they are, centring and scaling included, and SAELens opens it with
+SAE.load_from_disk. What is read is data alone: nothing of SAELens is needed, and no code of a file runs.
+"""
+
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from cluster import dictionaries
+from cluster.staging import Split
 from cluster.store import Store
-from interp.dictionaries import saelens
-from interp.identity import content_id
+from interp.dictionaries.saelens import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Architecture,
+    from_saelens,
+    to_saelens,
+)
+from jobs.progress import Reporter
 
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """Show the dictionaries of a store: width, family, error and sparsity on held-out episodes."""
+    """The dictionaries of a store: widths, family, error and sparsity on held-out episodes."""
 
     store: str = "./store"
     """Folder or s3://bucket/prefix in which everything rests."""
@@ -25,31 +38,39 @@ class List:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a dictionary as cfg.json and sae_weights.safetensors, the layout of SAELens."""
+    """Write a dictionary of the store in the layout of SAELens. Prints the folder."""
 
     dictionary: str
-    """Id of the dictionary; `sparsight dictionaries list` tells them."""
+    """Dictionary id; `sparsight dictionaries list` shows them."""
     out: Path
     """Folder to write; it must not exist yet."""
-    architecture: saelens.Architecture | None = None
-    """What it is to be called there; by default what fits: jumprelu for thresholds, standard for none, topk."""
+    architecture: Architecture | None = None
+    """What it is called there; by default what fits: jumprelu for latents with a threshold (as SAELens does with its
+    BatchTopK), standard for plain ReLU, topk for the k largest of a row. gated can say the same as jumprelu."""
     store: str = "./store"
     """Folder or s3://bucket/prefix in which everything rests."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Take a dictionary from a folder in the layout of SAELens; no code is run. Prints its id."""
+    """Keep a dictionary of SAELens in the store, measured on held-out rows of a recording. Prints its id.
+
+    One that reads another width, or explains no more than the mean row does, is refused.
+    """
 
     folder: Path
     """Folder with cfg.json and sae_weights.safetensors."""
+    recording: str | None = None
+    """Recording of the policy that it was trained on; `sparsight recordings list` shows them. Without one, a dictionary
+    that Sparsight wrote keeps the figures that it brought, and another is refused."""
     site: str | None = None
-    """Site of a policy that it reads; by default the hook that the file names."""
+    """Site that it reads; by default what cfg.json calls its hook."""
+    split: Split = field(default_factory=Split)
     store: str = "./store"
     """Folder or s3://bucket/prefix in which everything rests."""
 
 
-Command = (
+Verb = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Import, tyro.conf.subcommand("import")]
@@ -57,62 +78,68 @@ Command = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parses the command line and does what it says."""
-    command: Command = tyro.cli(
-        Command,
-        args=list(arguments),
-        prog="sparsight dictionaries",
-        description=__doc__,
-    )
-    store = Store.open(command.store)
-    match command:
+    """Parses the command line, writes or reads."""
+    verb = tyro.cli(Verb, args=list(arguments), prog="sparsight dictionaries", description=__doc__)
+    store = Store.open(verb.store)
+    match verb:
         case List():
-            show_all(store)
-        case Export():
-            write(store, command)
-        case Import():
-            print(take(store, command))
+            print_list(store)
+        case Export() as export:
+            write(store, export)
+        case Import() as import_:
+            read(store, import_)
 
 
-def show_all(store: Store) -> None:
-    """One line each."""
-    table = Table(title=f"Dictionaries of {store.url}", title_justify="left")
-    for heading in ("id", "family", "d_in", "d_sae", "FVU", "L0", "dead"):
-        table.add_column(heading, justify="left" if heading in ("id", "family") else "right")
+def print_list(store: Store) -> None:
+    """A table. Ids are to be copied, so never cut."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("dictionary", "family", "d_in", "d_sae", "FVU", "L0", "dead"):
+        is_name = heading in ("dictionary", "family")
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
     for entry in dictionaries.known(store):
-        table.add_row(
-            entry.dict_id,
-            entry.family,
-            str(entry.d_in),
-            str(entry.d_sae),
-            f"{entry.fvu:.3f}",
-            f"{entry.l0:.1f}",
-            f"{entry.dead_fraction:.0%}",
-        )
+        figures = (f"{entry.fvu:.3f}", f"{entry.l0:.1f}", f"{entry.dead_fraction:.0%}")
+        table.add_row(entry.dict_id, entry.family, str(entry.d_in), str(entry.d_sae), *figures)
     Console().print(table)
 
 
-def write(store: Store, command: Export) -> None:
-    """FileExistsError if the folder is there."""
-    dictionary = dictionaries.load(store, command.dictionary)
-    files = saelens.to_saelens(dictionary, architecture=command.architecture)
-    command.out.mkdir(parents=True)
+def write(store: Store, config: Export) -> None:
+    """Writes the folder, which appears when it is whole, and prints it."""
+    if config.out.exists():
+        raise FileExistsError(f"{config.out} exists; name a new folder, or remove it")
+    dictionary = dictionaries.load(store, config.dictionary)
+    files = to_saelens(dictionary, architecture=config.architecture)
+    partial = config.out.with_name(f"{config.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     for name, content in files.items():
-        (command.out / name).write_bytes(content)
-    print(command.out)
+        (partial / name).write_bytes(content)
+    partial.rename(config.out)
+    print(config.out)
 
 
-def take(store: Store, command: Import) -> str:
-    """ValueError if the folder holds no dictionary that can be read."""
-    names = (saelens.CONFIG_FILE, saelens.WEIGHTS_FILE)
-    files = {
-        name: (command.folder / name).read_bytes()
-        for name in names
-        if (command.folder / name).is_file()
-    }
-    dictionary = saelens.from_saelens(files, site=command.site)
+def read(store: Store, config: Import) -> None:
+    """Measures it, keeps it and prints its id."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (config.folder / name).is_file():
+            raise FileNotFoundError(
+                f"{config.folder} has no {name}; the layout of SAELens is {CONFIG_FILE} and {WEIGHTS_FILE}"
+            )
+    files = {name: (config.folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    dictionary = from_saelens(files, site=config.site)
     store.probe()
-    content = dictionary.to_bytes()
-    dict_id = content_id("d", {name: content[name].hex() for name in sorted(content)})
-    origin = {"imported": {"layout": "saelens", "site": dictionary.site}}
-    return dictionaries.save(store, dict_id, dictionary, origin).dict_id
+    reporter = Reporter()
+    with reporter.stage("import") as stage:
+        entry = dictionaries.adopt(
+            store,
+            dictionary,
+            config.recording,
+            split=config.split,
+            origin={"imported": "SAELens"},
+            note=stage.update,
+        )
+    reporter.done(
+        "import",
+        f"{entry.family}, {entry.d_sae:,} latents of {dictionary.site}: FVU {entry.fvu:.3f}, L0 {entry.l0:.1f}, "
+        f"{entry.dead_fraction:.0%} dead",
+    )
+    print(entry.dict_id)

@@ -11,6 +11,10 @@ reported.
 keeps what is freed; and a faster backend of matrix products if a check finds it exact (on processors with AMX it is
 not: it computes in bfloat16, and is left alone).
 
+"Of peak" is the share of the time that the matrix products which the method cannot do without would take at this
+machine's measured rate: the encoder's forward product for methods that count active latents, whose other products are
+by active latents alone, and all five for the rest. A library that does more than needed has a smaller share.
+
 A library that is not installed is left out and named.
 """
 
@@ -20,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from os import environ
@@ -103,7 +108,7 @@ def main(config: Config) -> None:
         planted = Planted(PlantedConfig(d_in=D_IN, num_features=2 * D_IN))
         np.save(rows_path, planted.rows(config.rows, seed=0)[0])
         for threads in config.threads:
-            print_peak(threads)
+            peak = measured_peak(threads, config.device)
             for d_sae in config.d_sae:
                 for setting in config.settings:
                     works = [
@@ -122,7 +127,8 @@ def main(config: Config) -> None:
                         )
                         for side in sides
                     ]
-                    compare(f"d_sae {d_sae}, k {config.k}, {threads} threads, {setting}", works)
+                    title = f"d_sae {d_sae}, k {config.k}, {threads} threads, {setting}"
+                    compare(title, works, peak)
 
 
 def is_there(side: str) -> bool:
@@ -168,8 +174,8 @@ class Worker:
         return self._work.steps * self._work.batch_rows / taken["seconds"]
 
 
-def compare(title: str, works: list[Work]) -> None:
-    """Rates of all sides, and the ratio of each of ours to each of theirs."""
+def compare(title: str, works: list[Work], peak: Mapping[str, float]) -> None:
+    """Rates of all sides, and the ratio of each of ours to each of theirs. `peak` as of `measured_peak`."""
     reporter = Reporter(Console(stderr=True))
     with ExitStack() as stack:
         workers = {work.side: Worker(work) for work in works}
@@ -181,7 +187,8 @@ def compare(title: str, works: list[Work]) -> None:
     print(f"\n{title}: rows/s, median of {works[0].turns - 1} rounds; ratio to {', '.join(theirs)}")
     for name, rate in rates.items():
         cpu_ms = 1000 * statistics.median(workers[name].cpu_s)
-        line = f"  {name:<40} {statistics.median(rate):>9,.0f}  {cpu_ms:7.1f} ms CPU a step"
+        share = statistics.median(rate) * least_seconds(name, works[0], peak)
+        line = f"  {name:<40} {statistics.median(rate):>9,.0f}  {cpu_ms:7.1f} ms CPU a step  {share:4.0%} of peak"
         if name not in theirs:
             for other in theirs:
                 ratio = [mine / its for mine, its in zip(rate, rates[other], strict=True)]
@@ -191,19 +198,45 @@ def compare(title: str, works: list[Work]) -> None:
         print(line, flush=True)
 
 
-def print_peak(threads: int) -> None:
-    """What this machine does in matrix products of the size of an encoder's."""
+COUNTING = ("topk", "batchtopk", "batch_topk", "matryoshka")
+
+
+def least_seconds(side: str, work: Work, peak: Mapping[str, float]) -> float:
+    """Of one row: what the matrix products take, at the peak, that its method cannot do without."""
+    product = 2 * work.d_in * work.d_sae
+    kind = side.split(",")[0].split()[1]
+    rest = 8 * work.k * work.d_in if kind in COUNTING else 4 * product
+    encoder = "bfloat16" if side.endswith("bfloat16 encoder") else "float32"
+    return product / peak[encoder] + rest / peak["float32"]
+
+
+def measured_peak(threads: int, device: str) -> dict[str, float]:
+    """FLOP/s of matrix products of the size of an encoder's, by precision; printed too."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    for kind in (torch.float32, torch.bfloat16):
-        first, second = torch.randn(4096, D_IN).to(kind), torch.randn(D_IN, 2048).to(kind)
-        torch.mm(first, second)
-        start = time.perf_counter()
-        for _ in range(8):
-            torch.mm(first, second)
-        rate = 8 * 2 * 4096 * D_IN * 2048 / (time.perf_counter() - start) / 1e9
-        print(f"{threads} threads: {rate:,.0f} GFLOP/s in {kind}")
+    peak = {}
+    for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        first, second = (
+            torch.randn(*shape, device=device).to(kind) for shape in ((4096, D_IN), (D_IN, 2048))
+        )
+        out = torch.empty(4096, 2048, dtype=kind, device=device)
+        seconds = min(_seconds(first, second, out) for _ in range(6))
+        peak[name] = 4 * 2 * 4096 * D_IN * 2048 / seconds
+        print(f"{threads} threads: {peak[name] / 1e9:,.0f} GFLOP/s in {name}")
     torch.set_num_threads(before)
+    return peak
+
+
+def _seconds(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> float:
+    """Of four products."""
+    if first.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(4):
+        torch.mm(first, second, out=out)
+    if first.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

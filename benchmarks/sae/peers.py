@@ -23,7 +23,7 @@ Batches = Iterator[torch.Tensor]
 Peer = Callable[[Batches, int, Work], object]
 
 
-def _pretend(*names: str) -> None:
+def pretend(*names: str) -> None:
     """Modules that a library imports but a dictionary has no use for: readers of language models and pictures."""
     missing = [name for name in names if not _is_there(name.split(".")[0])]
     for name in missing:
@@ -77,7 +77,7 @@ def dictionary_learning(kind: str) -> Peer:
     """`trainSAE` of dictionary-learning."""
 
     def train(batches: Batches, steps: int, work: Work) -> object:
-        _pretend("nnsight")
+        pretend("nnsight")
         from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
         from dictionary_learning.trainers.standard import StandardTrainer
         from dictionary_learning.trainers.top_k import TopKTrainer
@@ -130,25 +130,30 @@ def sparsify(batches: Batches, steps: int, work: Work) -> object:
     return coder
 
 
+def pretend_pictures() -> None:
+    """What overcomplete imports for pictures."""
+    pretend(
+        "timm",
+        "cv2",
+        "skimage",
+        "skimage.transform",
+        "skimage.filters",
+        "torchvision",
+        "torchvision.transforms",
+        "torchvision.transforms.functional",
+        "torchvision.models",
+        "torchvision.models.feature_extraction",
+        "torchvision.datasets",
+    )
+    for name in ("overcomplete.models", "overcomplete.visualization"):
+        sys.modules[name] = MagicMock(name=name)
+
+
 def overcomplete(kind: str) -> Peer:
     """`train_sae` of overcomplete."""
 
     def train(batches: Batches, steps: int, work: Work) -> object:
-        _pretend(
-            "timm",
-            "cv2",
-            "skimage",
-            "skimage.transform",
-            "skimage.filters",
-            "torchvision",
-            "torchvision.transforms",
-            "torchvision.transforms.functional",
-            "torchvision.models",
-            "torchvision.models.feature_extraction",
-            "torchvision.datasets",
-        )
-        for name in ("overcomplete.models", "overcomplete.visualization"):
-            sys.modules[name] = MagicMock(name=name)
+        pretend_pictures()
         from overcomplete.sae import SAE, BatchTopKSAE, TopKSAE, mse_l1, train_sae
 
         def squared_error(x: Any, x_hat: Any, *rest: object) -> Any:

@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,6 +65,38 @@ def compare() -> None:
             report(
                 f"saved again by SAELens, {theirs.cfg.architecture()}, here", rows, again, theirs
             )
+    compare_theirs(sae_lens, rows)
+
+
+def compare_theirs(sae_lens: Any, rows: torch.Tensor) -> None:
+    """Such as nobody of ours has written: biases taken off first, decoders of any norm, gates of their own."""
+    for name in ("standard", "jumprelu", "gated", "topk"):
+        kind, settings = {
+            "standard": (sae_lens.StandardSAE, sae_lens.StandardSAEConfig),
+            "jumprelu": (sae_lens.JumpReLUSAE, sae_lens.JumpReLUSAEConfig),
+            "gated": (sae_lens.GatedSAE, sae_lens.GatedSAEConfig),
+            "topk": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig),
+        }[name]
+        for takes_off in (True, False):
+            more = {"k": 8, "rescale_acts_by_decoder_norm": takes_off} if name == "topk" else {}
+            theirs = kind(
+                settings(d_in=rows.shape[1], d_sae=128, apply_b_dec_to_input=takes_off, **more)
+            )
+            generator = torch.Generator().manual_seed(0)
+            for parameter in theirs.parameters():
+                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+            if name == "jumprelu":
+                theirs.threshold.data.abs_()
+            with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+                theirs.save_model(folder)
+                files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+                ours = from_saelens(files, site="lstm.h")
+                report(
+                    f"theirs, {name}, here{', its input less b_dec' * takes_off}",
+                    rows,
+                    ours,
+                    theirs,
+                )
 
 
 def report(name: str, rows: torch.Tensor, ours: object, theirs: object) -> None:
