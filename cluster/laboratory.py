@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 import ray
 
-from cluster import dictionaries, logs, recordings, runtime, search, training
+from cluster import dictionaries, logs, recordings, runtime, search, steering, training
 from cluster.bank import PlayShard, ReplayShard
 from cluster.dictionaries import SweepResult, TrainDictionary
 from cluster.evaluation import Evaluate, ReturnEstimate, find_returns
@@ -27,7 +27,7 @@ from cluster.scoring import ScoreConcepts, ShowConcepts
 from cluster.search import Runner, SearchConfig, SearchResult
 from cluster.shelf import SharedPolicies
 from cluster.staging import Split
-from cluster.steering import SteerBlock, assemble
+from cluster.steering import Experiment
 from cluster.store import Store
 from cluster.studio import Studio, Task
 from cluster.sweep import TrialProgress
@@ -37,7 +37,6 @@ from interp.policies.bundle import PolicyCard
 from interp.policies.factories import allow
 from interp.policies.ppo import PpoConfig
 from interp.rollout import CaptureSteps, EveryStep
-from interp.steering.effects import effects_table
 from interp.study import DictionaryEntry
 from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.world import WorldFactory
@@ -307,34 +306,10 @@ class Laboratory:
         return [table if table is not None else next(made) for table in found]
 
     def steer(
-        self,
-        questions: Sequence[tuple[Question, Sequence[SteerBlock], str]],
-        note: Note = silent,
-        *,
-        seed: int,
-    ) -> list[pa.Table]:
-        """Effects of each policy's concepts; a question comes with the blocks that answer it and the policy's name."""
-        found = [question.find(self.store) for question, _, _ in questions]
-        todo = [
-            block
-            for (_, blocks, _), table in zip(questions, found, strict=True)
-            if table is None
-            for block in blocks
-        ]
-        outcome_of = dict(zip((block.key for block in todo), self.make(todo, note), strict=True))
-        tables = []
-        for (question, blocks, policy_name), table in zip(questions, found, strict=True):
-            if table is None:
-                trials = assemble([(block, outcome_of[block.key]) for block in blocks])
-                table = effects_table(
-                    trials,
-                    policy_id=question.inputs["policy"],
-                    policy_name=policy_name,
-                    seed=seed,
-                )
-                question.answer(self.store, table)
-            tables.append(table)
-        return tables
+        self, experiments: Sequence[Experiment], note: Note = silent
+    ) -> list[steering.Findings]:
+        """Effects and verdicts of each policy's concepts, in the order of the experiments."""
+        return steering.conduct(self.store, experiments, lambda tasks: self.make(tasks, note))
 
     def follow(
         self,

@@ -18,7 +18,16 @@ from cluster.recordings import parquet_bytes
 from cluster.store import Store
 from interp.identity import canonical_json, content_id, parse_json, sha256
 
-Kind = Literal["concepts", "effects", "lineages", "returns", "sequences", "windows"]
+Kind = Literal[
+    "concepts",
+    "effects",
+    "lineages",
+    "returns",
+    "selections",
+    "sequences",
+    "verdicts",
+    "windows",
+]
 CODE_VERSION = version("sparsight")
 
 

@@ -74,6 +74,8 @@ class Study:
     lineages: tuple[str, ...]
     windows: tuple[str, ...]
     """Ids of the tables; each lies under the folder of its kind."""
+    verdicts: tuple[str, ...] = ()
+    """Ids of the tables of verdicts; studies of earlier versions have none."""
     figures: tuple[str, ...] = ()
     """Names of the report's figures."""
     wall_s: Mapping[str, float]
@@ -103,7 +105,8 @@ class Study:
                         kind: tuple(content[kind])
                         for kind in ("concepts", "effects", "lineages", "windows")
                     },
-                    "figures": tuple(content.get("figures", ())),  # earlier versions named none
+                    # earlier versions named none
+                    **{name: tuple(content.get(name, ())) for name in ("verdicts", "figures")},
                 }
             )
         except (KeyError, TypeError) as error:

@@ -3,6 +3,7 @@
 Every stage asks the store first, so the same command goes on after an interruption and is quick when all is there.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from cluster.recorder import plan_recording
 from cluster.recordings import Manifest
 from cluster.results import Kind
 from cluster.scoring import ScoreConcepts, ShowConcepts, steered_latent
-from cluster.steering import effects_question, steering_blocks
+from cluster.steering import Experiment, Findings
 from cluster.store import Store
 from cluster.studies import (
     check_study_name,
@@ -179,7 +180,7 @@ class _Pipeline:
         sweep = self._sweep(recorded[0])
         decomposed = self._decompose(recorded, sweep.chosen_config)
         scored = self._score(decomposed)
-        effects = self._steer(scored)
+        steered = self._steer(scored)
         lineages = self._follow(scored)
         windows = self._show(scored)
         study = Study(
@@ -211,7 +212,8 @@ class _Pipeline:
                 entry for one in decomposed for entry in (one.dictionary, one.untrained)
             ),
             concepts=tuple(one.concepts_id for one in scored),
-            effects=effects,
+            effects=tuple(one.effects_id for one in steered),
+            verdicts=tuple(one.verdicts_id for one in steered),
             lineages=lineages,
             windows=windows,
             wall_s=dict(self.wall_s),
@@ -244,6 +246,7 @@ class _Pipeline:
             ),
             "evaluate.first_env_seed": config.evaluate.first_env_seed,
             "record.first_env_seed": config.record.first_env_seed,
+            "steer.first_selection_seed": config.steer.first_selection_seed,
             "steer.first_env_seed": config.steer.first_env_seed,
             "evolve.first_env_seed": config.evolve.first_env_seed,
         }
@@ -479,9 +482,9 @@ class _Pipeline:
             for row in list(best_of_latent.values())[: self.config.concepts_per_policy]
         )
 
-    def _steer(self, scored: list[_Scored]) -> tuple[str, ...]:
+    def _steer(self, scored: list[_Scored]) -> list[Findings]:
         config = self.config
-        questions = []
+        experiments = []
         for one in scored:
             factory = one.recorded.factory
             behaviours = [
@@ -489,22 +492,38 @@ class _Pipeline:
                 for name in config.record.labels_in(factory)
                 if factory.labels[name].kind == "behavioural"
             ]
-            asked = {"seed": config.seed, "labels": behaviours}
-            subject = (one.recorded.policy_id, factory)
-            question = effects_question(
-                *subject, one.concepts_id, one.latents, config.steer, **asked
+            experiments.append(
+                Experiment(
+                    policy_id=one.recorded.policy_id,
+                    policy_name=one.recorded.run.name,
+                    untrained_id=one.recorded.untrained.plan.inputs["policy"],
+                    factory=factory,
+                    concepts_id=one.concepts_id,
+                    recording_id=one.recorded.recording.plan.recording_id,
+                    dict_id=one.dictionary.dict_id,
+                    split=config.split,
+                    latents=one.latents,
+                    config=config.steer,
+                    labels=tuple(behaviours),
+                    seed=config.seed,
+                )
             )
-            blocks = steering_blocks(*subject, one.latents, config.steer, **asked)
-            questions.append((question, blocks, one.recorded.run.name))
         with self._stage("steer") as stage:
-            self.laboratory.steer(questions, stage.update, seed=config.seed)
-        self._mirror_tables("effects", [question.id for question, _, _ in questions])
-        num_concepts = sum(len(one.latents) for one in scored)
+            found = self.laboratory.steer(experiments, stage.update)
+        self._mirror_tables("effects", [one.effects_id for one in found])
+        self._mirror_tables("verdicts", [one.verdicts_id for one in found])
+        words = Counter(
+            row["verdict"]
+            for one in found
+            for row in {row["concept"]: row for row in one.verdicts.to_pylist()}.values()
+        )
         self.reporter.done(
             "steer",
-            f"{num_concepts} concepts, {config.steer.num_episodes} episodes of every arm; dose 0 changed nothing",
+            ", ".join(f"{count} {word}" for word, count in sorted(words.items()))
+            + f" of {sum(words.values())} concepts; {config.steer.num_episodes} episodes of every arm; dose 0 changed "
+            "nothing",
         )
-        return tuple(question.id for question, _, _ in questions)
+        return found
 
     def _follow(self, scored: list[_Scored]) -> tuple[str, ...]:
         config = self.config

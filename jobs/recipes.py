@@ -134,6 +134,7 @@ class PipelineConfig:
             ),
             "record": self.record.env_seeds,
             "steer": self.steer.env_seeds,
+            "steer (selection)": self.steer.selection_env_seeds,
             "evolve": range(
                 self.evolve.first_env_seed,
                 self.evolve.first_env_seed + 3 * self.evolve.episodes_per_player,

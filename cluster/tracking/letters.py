@@ -44,6 +44,7 @@ STAGES = (
 STAGE_OF: Mapping[Kind, str] = {
     "concepts": "score",
     "effects": "steer",
+    "verdicts": "steer",
     "lineages": "evolve",
     "windows": "show",
 }
@@ -432,7 +433,7 @@ def report_letter(store: Store, study: Study) -> Letter:
         },
         uses=tuple(
             f"{table_id}:latest"
-            for kind in ("concepts", "effects", "lineages", "windows")
+            for kind in ("concepts", "effects", "verdicts", "lineages", "windows")
             for table_id in getattr(study, kind)
         ),
         logs=(

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float
 
-from interp.concepts.controls import diff_in_means
 from interp.concepts.scoring import auroc, auroc_interval, null_auroc_quantile
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
+from interp.features.directions import diff_in_means
 
 LINEAGE_SCHEMA = pa.schema(
     [

@@ -18,7 +18,6 @@ import pyarrow as pa
 from jaxtyping import Float, Float32
 
 from interp.concepts.blocks import score_all
-from interp.concepts.controls import pca_directions
 from interp.concepts.detection import average_precision, count, detect, event_coverage
 from interp.concepts.generality import generality, moments
 from interp.concepts.lags import Targets
@@ -31,6 +30,7 @@ from interp.concepts.scoring import (
 )
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
+from interp.features.directions import pca_directions
 from interp.worlds.labels import LABELS, WorldLabel
 
 

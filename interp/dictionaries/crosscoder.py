@@ -31,7 +31,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from interp.dictionaries.config import SaeConfig
-from interp.dictionaries.dictionary import Dictionary
+from interp.dictionaries.dictionary import Dictionary, LatentDirection
 from interp.dictionaries.metrics import BLOCK_ROWS, Rows
 from interp.dictionaries.topk import Counting
 from interp.dictionaries.training import Normalisation, Trainer, check_rows, normalisation
@@ -123,6 +123,22 @@ class Crosscoder:
         """What each latent adds to one source, in its normalised units."""
         ends = list(accumulate(source.width for source in self.sources))
         return self.dictionary.W_dec[:, ends[source] - self.sources[source].width : ends[source]]
+
+    def direction(self, latent: int, source: int) -> LatentDirection:
+        """One latent as one source alone reads and writes it, in the units of its activation.
+
+        The other sources are taken at their means, which are 0 after normalisation.
+        """
+        whole, normal = self.dictionary.direction(latent), self.sources[source].normal
+        start = sum(s.width for s in self.sources[:source])
+        part = slice(start, start + self.sources[source].width)
+        read_D = whole.read_D[part] / normal.scale
+        return LatentDirection(
+            read_D=read_D,
+            read_bias=whole.read_bias - float(normal.mean_D.double() @ read_D.double()),
+            threshold=whole.threshold,
+            write_D=whole.write_D[part] * normal.scale,
+        )
 
     @property
     def norms_FS(self) -> Float[Tensor, "F S"]:

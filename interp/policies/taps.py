@@ -21,7 +21,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-Mode = Literal["add", "clamp", "ablate"]
+Mode = Literal["add", "gated_add", "clamp", "scale", "ablate", "mean_ablate"]
+SHARES = ("ablate", "mean_ablate")
+"""Modes whose dose is the share of the latent that is taken away, from 0 to 1."""
 
 
 @runtime_checkable
@@ -41,6 +43,8 @@ class Edit:
     """Strength in units of `scale`; 0 is no edit in every mode."""
     scale: float
     """The latent's own size: its 99th percentile over the training rows where it fires."""
+    mean: float = 0.0
+    """Of the latent over all training rows, where `mean_ablate` moves it."""
     write_D: Float32[np.ndarray, " D"]
     """Direction of the change, in activation units per unit of the latent."""
     read_D: Float32[np.ndarray, " D"]
@@ -48,36 +52,48 @@ class Edit:
     threshold: float
 
     def __post_init__(self) -> None:
-        if self.mode == "ablate" and not 0 <= self.dose <= 1:
+        if self.mode in SHARES and not 0 <= self.dose <= 1:
             raise ValueError(
                 f"dose {self.dose} of an ablation: it is the share of the latent that is removed, from 0 to 1"
             )
-        if not np.isfinite([self.dose, self.scale, self.read_bias, self.threshold]).all():
-            raise ValueError(f"edit of {self.site}: dose, scale, bias and threshold must be finite")
+        if not np.isfinite([self.dose, self.scale, self.mean, self.read_bias]).all() or not (
+            self.threshold < np.inf
+        ):
+            raise ValueError(
+                f"edit of {self.site}: dose, scale, mean and bias must be finite, and the threshold finite or -inf"
+            )
 
     @property
-    def coefficients(self) -> tuple[float, float]:
-        """(a, b) of f' - f = a + b f.
+    def coefficients(self) -> tuple[float, float, float]:
+        """(a, b, g) of f' - f = a + b f + g [f ≠ 0].
 
-        add: f' = f + dose scale. clamp: f' = dose scale. ablate: f' = (1 - dose) f.
+        add: f' = f + dose scale. gated_add: the same where it fires. clamp: f' = dose scale. scale: f' = (1 + dose) f.
+        ablate: f' = (1 - dose) f. mean_ablate: f' = (1 - dose) f + dose mean.
         """
         if self.dose == 0:
-            return 0.0, 0.0
+            return 0.0, 0.0, 0.0
         match self.mode:
             case "add":
-                return self.dose * self.scale, 0.0
+                return self.dose * self.scale, 0.0, 0.0
+            case "gated_add":
+                return 0.0, 0.0, self.dose * self.scale
             case "clamp":
-                return self.dose * self.scale, -1.0
+                return self.dose * self.scale, -1.0, 0.0
+            case "scale":
+                return 0.0, self.dose, 0.0
             case "ablate":
-                return 0.0, -self.dose
+                return 0.0, -self.dose, 0.0
+            case "mean_ablate":
+                return self.dose * self.mean, -self.dose, 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _SiteEdits:
-    """The edits of one site for a whole batch; rows without an edit have a = b = 0."""
+    """The edits of one site for a whole batch; rows without an edit have a = b = g = 0."""
 
     a_R: Float[Tensor, "R 1"]
     b_R: Float[Tensor, "R 1"]
+    g_R: Float[Tensor, "R 1"]
     read_RD: Float[Tensor, "R D"]
     bias_R: Float[Tensor, "R 1"]
     threshold_R: Float[Tensor, "R 1"]
@@ -85,13 +101,15 @@ class _SiteEdits:
 
     def __call__(self, x_RD: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]:
         pre_R = (x_RD * self.read_RD).sum(1, keepdim=True) + self.bias_R
-        latent_R = pre_R * (pre_R > self.threshold_R)
-        return x_RD + (self.a_R + self.b_R * latent_R) * self.write_RD
+        fires_R = pre_R > self.threshold_R
+        change_R = self.a_R + fires_R * (self.b_R * pre_R + self.g_R)
+        return x_RD + change_R * self.write_RD
 
     def rows(self, start: int, stop: int) -> "_SiteEdits":
         return _SiteEdits(
             self.a_R[start:stop],
             self.b_R[start:stop],
+            self.g_R[start:stop],
             self.read_RD[start:stop],
             self.bias_R[start:stop],
             self.threshold_R[start:stop],
@@ -117,7 +135,15 @@ class RowEdits:
             return torch.zeros(num_rows, width, device=device)
 
         self._sites = {
-            site: _SiteEdits(zeros(1), zeros(1), zeros(width), zeros(1), zeros(1), zeros(width))
+            site: _SiteEdits(
+                a_R=zeros(1),
+                b_R=zeros(1),
+                g_R=zeros(1),
+                read_RD=zeros(width),
+                bias_R=zeros(1),
+                threshold_R=zeros(1),
+                write_RD=zeros(width),
+            )
             for site, width in site_widths.items()
         }
 
@@ -127,6 +153,7 @@ class RowEdits:
             for column in (
                 site.a_R,
                 site.b_R,
+                site.g_R,
                 site.read_RD,
                 site.bias_R,
                 site.threshold_R,
@@ -135,7 +162,7 @@ class RowEdits:
                 column[row] = 0
         for edit in edits:
             site = self._sites[edit.site]
-            site.a_R[row], site.b_R[row] = edit.coefficients
+            site.a_R[row], site.b_R[row], site.g_R[row] = edit.coefficients
             site.read_RD[row] = torch.from_numpy(edit.read_D)
             site.bias_R[row] = edit.read_bias
             site.threshold_R[row] = edit.threshold

@@ -111,6 +111,7 @@ class MettagridFactory:
             observation_dtype="uint8",
             has_map=True,
             vocabulary=self.vocabulary,
+            teams=tuple(agent.team_id for agent in game.agents),
         )
 
     @property

@@ -60,6 +60,8 @@ class WorldSpec:
     """Whether the facts hold a map, on which windows of an episode can be drawn."""
     vocabulary: TokenVocabulary | None = None
     """How to read the observations if they are tokens."""
+    teams: tuple[int, ...] = ()
+    """Team of each agent; empty if nobody has one."""
 
 
 @runtime_checkable

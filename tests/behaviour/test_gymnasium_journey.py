@@ -9,6 +9,7 @@ import json
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from cluster import policies, recordings
+from cluster.arms import Subject, divided
 from cluster.dictionaries import TrainDictionary, load as load_dictionary
 from cluster.evaluation import UNIFORM, Evaluate, EvaluationConfig, ReturnEstimate
 from cluster.laboratory import Laboratory
@@ -25,7 +27,7 @@ from cluster.recorder import RecordingConfig, RecordShard, plan_recording
 from cluster.recordings import Plan
 from cluster.scoring import ScoreConcepts, ShowConcepts, steered_latent
 from cluster.staging import Split
-from cluster.steering import effects_question, steering_blocks
+from cluster.steering import Experiment, Findings
 from cluster.store import Store
 from cluster.studio import Studio
 from interp.concepts.catalogue import ScoringConfig
@@ -35,7 +37,8 @@ from interp.dictionaries.training import SaeConfig
 from interp.policies.bundle import PolicyBundle, PolicyCard
 from interp.policies.policy_file import PolicyFile
 from interp.policies.sb3_recurrent import Sb3RecurrentPolicy, architecture_of
-from interp.steering.arms import SteeredLatent, SteeringConfig
+from interp.steering.arms import SteeredLatent, SteeringConfig, own_arms
+from interp.steering.verdicts import Verdict
 from interp.worlds.catalogue import load_world
 from interp.worlds.gymnasium import GymnasiumFactory
 
@@ -97,7 +100,7 @@ class Journey:
     scoring: ScoreConcepts
     concepts: pa.Table
     latent: SteeredLatent
-    effects: pa.Table
+    found: Findings
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +178,22 @@ def journey(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Jour
             key=lambda row: row["auroc"],
         )
         latent = steered_latent(load_dictionary(store, sweep.chosen.dict_id), row)
-        asked = {"seed": 0, "labels": ("pushes_right", "switches_action")}
-        subject = (card.policy_id, FACTORY)
-        question = effects_question(*subject, scoring.question.id, [latent], STEERING, **asked)
-        blocks = steering_blocks(*subject, [latent], STEERING, **asked)
-        (effects,) = laboratory.steer([(question, blocks, card.name)], seed=0)
-    return Journey(store, card, returns, plan, scoring, concepts, latent, effects)
+        experiment = Experiment(
+            policy_id=card.policy_id,
+            policy_name=card.name,
+            untrained_id=fresh.policy_id,
+            factory=FACTORY,
+            concepts_id=scoring.question.id,
+            recording_id=plan.recording_id,
+            dict_id=sweep.chosen.dict_id,
+            split=SPLIT,
+            latents=(latent,),
+            config=STEERING,
+            labels=("pushes_right", "switches_action"),
+            seed=0,
+        )
+        (found,) = laboratory.steer([experiment])
+    return Journey(store, card, returns, plan, scoring, concepts, latent, found)
 
 
 def test_the_policy_learned_something(journey: Journey) -> None:
@@ -236,7 +249,7 @@ def test_memory_holds_what_the_mask_hides(journey: Journey) -> None:
 
 
 def test_steering_has_an_exact_zero_and_finite_effects(journey: Journey) -> None:
-    rows = journey.effects.to_pylist()
+    rows = journey.found.effects.to_pylist()
     assert {row["outcome"] for row in rows} >= {"return", "pushes_right", "switches_action"}
     none = [row for row in rows if row["dose"] == 0]
     some = [row for row in rows if row["dose"] != 0]
@@ -260,11 +273,22 @@ def test_the_same_seeds_give_the_same_numbers(journey: Journey, tmp_path: Path) 
     receipt = studio.run(RecordShard(plan=plan, shard=shard, factory=FACTORY, num_worlds=5))
     manifest = recordings.open_manifest(journey.store, plan.recording_id)
     assert receipt == manifest.receipts[1]
-    first, *_ = steering_blocks(
-        journey.trained.policy_id, FACTORY, [journey.latent], STEERING, seed=0, labels=()
-    )
-    here = replace(first, num_worlds=7).run(Studio(other))
-    np.testing.assert_array_equal(here, first.run(Studio(journey.store)))
+    subject = Subject(policy_id=journey.trained.policy_id, factory=FACTORY, labels=("pole_falls",))
+    task, *_ = divided(subject, own_arms(journey.latent, STEERING), STEERING.env_seeds)
+    here = replace(task, num_worlds=7).run(Studio(other))
+    np.testing.assert_array_equal(here, task.run(Studio(journey.store)))
+
+
+def test_every_claim_has_its_evidence(journey: Journey) -> None:
+    rows = journey.found.verdicts.to_pylist()
+    assert [row["claim"] for row in rows] == ["sufficient", "necessary"]
+    for row in rows:
+        assert row["verdict"] in get_args(Verdict)
+        assert row["n_diagnosed"] == 10
+        for name in ("kl_replay", "kl_on_policy", "off_manifold", "divergence_step"):
+            assert row[f"{name}_lo"] <= row[name] <= row[f"{name}_hi"]
+        assert 0 <= row["agreement"] <= 1
+        assert np.isfinite(row["untrained_difference"])
 
 
 def test_a_world_without_a_map_has_no_windows(journey: Journey) -> None:

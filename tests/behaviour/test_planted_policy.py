@@ -26,8 +26,8 @@ from interp.records import Episode
 from interp.rollout import Capture, Trial, roll
 from interp.stats.episodes import episode_split
 from interp.steering.arms import Arm, SteeredLatent, SteeringConfig, arms
-from interp.steering.effects import ConceptTrials, effects_table, outcome_names
-from interp.steering.trials import play_arms
+from interp.steering.effects import ConceptTrials, effects_table
+from interp.steering.trials import outcome_names, play_arms
 from interp.worlds.labels import compute_labels
 from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.presets import forage
@@ -289,7 +289,7 @@ def test_steering_moves_the_outcome_as_the_head_says(found, head_sign) -> None:
 def test_a_unit_that_no_head_reads_has_exactly_no_effect(found, site) -> None:
     """It is a concept, and was found; but nothing in the policy depends on it."""
     latent = unit(ORE, site=site)
-    tried = [arm for arm in arms(latent, STEERING, seed=0) if arm.random_direction is None]
+    tried = [arm for arm in arms(latent, STEERING, seed=0) if arm.rival is None]
     rows = effects(found.policy, tried, latent, "exploration", "carrying_ore")
     assert {(row["mode"], row["dose"]) for row in rows} >= {("add", 2), ("clamp", 1), ("ablate", 1)}
     for row in rows:

@@ -16,7 +16,18 @@ from jobs.pipeline import run
 from jobs.progress import Reporter
 from jobs.recipes import DemoPipelineConfig, PipelineConfig, SweepConfig, TrainDemoConfig
 
-FINDINGS = ("recordings", "dictionaries", "concepts", "effects", "windows")
+FINDINGS = (
+    *(
+        "recordings",
+        "dictionaries",
+        "concepts",
+        "selections",
+        "registrations",
+        "effects",
+        "verdicts",
+    ),
+    "windows",
+)
 
 
 def tables(
@@ -41,7 +52,11 @@ def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> DemoPipelineConf
         sweep=SweepConfig(d_sae=64, samples=40_000, k=(8, 16), l1=(1.0,), target_l0=(4.0, 40.0)),
         score=ScoringConfig(num_permutations=1500, min_auroc=0.5, max_q_value=0.2),
         steer=SteeringConfig(
-            num_episodes=10, add_doses=(0.0, 2.0), clamp_doses=(0.0,), ablate_doses=(0.0, 1.0)
+            selection_episodes=4,
+            num_episodes=10,
+            add_doses=(0.0, 2.0),
+            clamp_doses=(0.0,),
+            ablate_doses=(0.0, 1.0),
         ),
         evolve=EvolutionConfig(episodes_per_player=10),
     )

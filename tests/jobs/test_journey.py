@@ -26,7 +26,8 @@ TINY = """
     --record.num-episodes 40 --record.episodes-per-shard 8
     --sweep.d-sae 64 --sweep.samples 40000 --sweep.k 8 16 --sweep.l1 1.0 --sweep.target-l0 4.0 40.0
     --score.num-permutations 1500 --score.min-auroc 0.5 --score.max-q-value 0.2
-    --steer.num-episodes 10 --steer.add-doses 0.0 2.0 --steer.clamp-doses 0.0 --steer.ablate-doses 0.0 1.0
+    --steer.selection-episodes 4 --steer.num-episodes 10 --steer.add-doses 0.0 2.0 --steer.clamp-doses 0.0
+    --steer.ablate-doses 0.0 1.0
     --evolve.episodes-per-player 10
 """.split()
 """`tiny` of small_study, in the words of the command line."""

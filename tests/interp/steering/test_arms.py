@@ -24,7 +24,7 @@ LATENT = SteeredLatent(
 
 
 def own(tried: list[Arm]) -> list[Arm]:
-    return [arm for arm in tried if arm.random_direction is None]
+    return [arm for arm in tried if arm.rival is None]
 
 
 def test_every_mode_and_dose_is_tried_along_the_latent() -> None:
@@ -40,9 +40,9 @@ def test_every_mode_and_dose_is_tried_along_the_latent() -> None:
 
 
 def test_every_size_of_every_mode_has_its_random_directions_and_dose_zero_has_none() -> None:
-    controls = [arm for arm in arms(LATENT, CONFIG, seed=0) if arm.random_direction is not None]
+    controls = [arm for arm in arms(LATENT, CONFIG, seed=0) if arm.rival is not None]
     sizes = [("add", 2.0), ("add", 0.5), ("clamp", 1.0), ("ablate", 1.0)]
-    assert [(a.mode, a.dose, a.random_direction) for a in controls] == [
+    assert [(a.mode, a.dose, a.number) for a in controls] == [
         (*size, number) for size in sizes for number in range(20)
     ]
 
@@ -52,7 +52,7 @@ def test_a_random_arm_reads_the_latent_and_writes_elsewhere_with_equal_norm() ->
     twin = {(arm.mode, arm.dose): arm.edit for arm in own(tried)}
     norm = np.linalg.norm(LATENT.write_D)
     for arm in tried:
-        if arm.random_direction is None:
+        if arm.rival is None:
             continue
         mine = twin[arm.mode, arm.dose if (arm.mode, arm.dose) in twin else -arm.dose]
         for name in ("site", "mode", "scale", "read_bias", "threshold"):

@@ -11,8 +11,14 @@ from interp.stats.bootstrap import bootstrap_mean
 from interp.stats.multiplicity import benjamini_hochberg
 from interp.stats.sign_flip import paired_sign_flip
 from interp.steering.arms import SteeredLatent, SteeringConfig, arms
-from interp.steering.effects import ConceptTrials, effects_table, outcome_names
-from interp.steering.trials import NoOpViolationError, _check_no_op, outcome_of, play_arms
+from interp.steering.effects import ConceptTrials, effects_table
+from interp.steering.trials import (
+    NoOpViolationError,
+    _check_no_op,
+    outcome_names,
+    outcome_of,
+    play_arms,
+)
 from interp.worlds.world import WorldSpec
 
 EPISODES = 12
@@ -55,7 +61,7 @@ def own(mode: str, dose: float) -> int:
     return 1 + next(
         number
         for number, arm in enumerate(ARMS)
-        if (arm.mode, arm.dose, arm.random_direction) == (mode, dose, None)
+        if (arm.mode, arm.dose, arm.rival) == (mode, dose, None)
     )
 
 
@@ -63,7 +69,7 @@ def controls(mode: str, size: float) -> list[int]:
     return [
         number
         for number, arm in enumerate(ARMS, start=1)
-        if arm.random_direction is not None and (arm.mode, arm.dose) == (mode, size)
+        if arm.rival is not None and (arm.mode, arm.dose) == (mode, size)
     ]
 
 

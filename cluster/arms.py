@@ -1,0 +1,240 @@
+"""Tasks of a steering experiment: arms played on episodes, arms replayed step by step, and what arms are compared with.
+
+One task holds as many arms as a batch takes, of one policy but of any of its concepts: all are rows of the same passes,
+and the unedited episodes are played once for all of them. How arms are divided among tasks changes no number.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from cluster import dictionaries
+from cluster.results import CODE_VERSION
+from cluster.scoring import read_tracks
+from cluster.staging import Split
+from cluster.studio import Studio
+from interp.features.directions import diff_in_means
+from interp.features.sources import latents
+from interp.identity import content_id, sha256
+from interp.policies.taps import Edit
+from interp.rollout import fitting_worlds
+from interp.steering.arms import Arm, SteeredLatent
+from interp.steering.diagnosis import Diagnosis, diagnose
+from interp.steering.manifold import Manifold
+from interp.steering.trials import outcome_names, play_arms
+from interp.worlds.world import WorldFactory
+
+ARMS_PER_TASK = 128
+TRIALS_PER_TASK = 512
+"""Episodes of a task, about: enough for full batches, few enough for a kill to cost little."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A policy in a world, what is measured of it, and whose activations are edited."""
+
+    policy_id: str
+    factory: WorldFactory
+    labels: tuple[str, ...]
+    agents: tuple[int, ...] | None = None
+
+    @property
+    def outcome_names(self) -> tuple[str, ...]:
+        return outcome_names(self.labels, self.agents)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayArms:
+    """Task: outcomes [X, E, O] of some arms on some seeds, the unedited rollout first. Kept, so that it plays once."""
+
+    subject: Subject
+    arms: tuple[Arm, ...]
+    env_seeds: tuple[int, ...]
+    num_worlds: int | None = None
+    """Worlds played at once, by default as many as are fast; changes speed and memory, never a number."""
+
+    @property
+    def key(self) -> str:
+        seeds = f"{self.env_seeds[0]}-{self.env_seeds[-1]}"
+        return f"{self.subject.policy_id} {len(self.arms)} arms seeds {seeds} {self.identity[2:10]}"
+
+    @property
+    def identity(self) -> str:
+        """Of all that decides the outcomes."""
+        return content_id(
+            "b",
+            {
+                "policy": self.subject.policy_id,
+                "world": self.subject.factory.config,
+                "arms": [identity_of(arm.edit) for arm in self.arms],
+                "agents": self.subject.agents,
+                "env_seeds": self.env_seeds,
+                "labels": self.subject.labels,
+                "code_version": CODE_VERSION,
+            },
+        )
+
+    def run(self, studio: Studio) -> Float64[np.ndarray, "X E O"]:
+        store, key = studio.store, f"scratch/steering/{self.identity}.npy"
+        if store.exists(key):
+            return np.load(io.BytesIO(store.get(key)), allow_pickle=False)
+        subject = self.subject
+        fast = fitting_worlds(subject.factory.spec, {}, (1 + len(self.arms)) * len(self.env_seeds))
+        outcome_XEO = play_arms(
+            studio.policy(subject.policy_id),
+            studio.world(subject.factory, self.num_worlds or fast),
+            self.arms,
+            self.env_seeds,
+            labels=subject.labels,
+            agents=subject.agents,
+        )
+        content = io.BytesIO()
+        np.save(content, outcome_XEO)
+        store.replace(key, content.getvalue())
+        return outcome_XEO
+
+
+def identity_of(edit: Edit) -> list[Any]:
+    """What decides an edit, ready to be hashed."""
+    return [
+        edit.site,
+        edit.coefficients,
+        edit.read_bias,
+        str(edit.threshold),  # -inf is not JSON
+        sha256(edit.write_D.tobytes() + edit.read_D.tobytes()),
+    ]
+
+
+def divided(subject: Subject, arms: Sequence[Arm], env_seeds: Sequence[int]) -> list[PlayArms]:
+    """Tasks that together play every arm on every seed."""
+    tasks = []
+    num_parts = -(-len(arms) // ARMS_PER_TASK)
+    for part in range(num_parts):
+        some = tuple(arms[part::num_parts])
+        step = max(1, TRIALS_PER_TASK // (1 + len(some)))
+        tasks += [
+            PlayArms(subject=subject, arms=some, env_seeds=tuple(env_seeds[start : start + step]))
+            for start in range(0, len(env_seeds), step)
+        ]
+    return tasks
+
+
+def together(
+    arms: Sequence[Arm],
+    env_seeds: Sequence[int],
+    played: Sequence[tuple[PlayArms, Float64[np.ndarray, "X E O"]]],
+) -> Float64[np.ndarray, "X E O"]:
+    """Outcomes of `divided` tasks put together: the unedited rollout, then every arm in order."""
+    place = {id(arm): number + 1 for number, arm in enumerate(arms)}
+    at = {seed: e for e, seed in enumerate(env_seeds)}
+    num_outcomes = played[0][1].shape[2]
+    outcome_XEO = np.full((1 + len(arms), len(env_seeds), num_outcomes), np.nan)
+    for task, part_XEO in played:
+        rows = [0, *(place[id(arm)] for arm in task.arms)]
+        columns = [at[seed] for seed in task.env_seeds]
+        outcome_XEO[np.ix_(rows, columns)] = part_XEO
+    return outcome_XEO
+
+
+class Surroundings(NamedTuple):
+    """What the latents of a dictionary are compared with."""
+
+    others: Mapping[str, tuple[SteeredLatent, ...]]
+    """Concept -> latents alike in firing rate and size, the most alike first."""
+    mean_difference: Mapping[str, Float32[np.ndarray, " D"]]
+    """Concept -> the difference of means of its label, 0 if that never varies."""
+    manifold: Mapping[str, Manifold]
+    """Site -> the training rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Task: reads the training episodes of a recording for what its concepts are compared with."""
+
+    recording_id: str
+    dict_id: str
+    concepts: tuple[SteeredLatent, ...]
+    sites: tuple[str, ...]
+    """Where edits are applied: where the dictionary reads, or where the same values are."""
+    num_others: int
+    split: Split
+    stride_steps: int = 4
+    """Every so manieth step is read."""
+
+    @property
+    def key(self) -> str:
+        return f"surroundings of {self.dict_id} on {self.recording_id}"
+
+    def run(self, studio: Studio) -> Surroundings:
+        store = studio.store
+        dictionary = dictionaries.load(store, self.dict_id)
+        labels = tuple(dict.fromkeys(concept.label for concept in self.concepts))
+        tracks = read_tracks(
+            store,
+            self.recording_id,
+            site=dictionary.site,
+            labels=labels,
+            stride_steps=self.stride_steps,
+        )
+        train = tracks.select(~self.split.held_out(tracks.env_seed_E))
+        x_ND, label_NL = train.activation_ESD[train.mask_ES], train.label_ESL[train.mask_ES]
+        own = {concept.latent for concept in self.concepts if concept.kind == "sae"}
+        known = latents(dictionary, x_ND)
+        size_F = known.scale_F * np.linalg.norm(known.write_FD, axis=1)
+        alive = [f for f in range(len(known)) if size_F[f] > 0 and f not in own]
+        rate_F = np.log(np.maximum(known.firing_F, 1e-6))
+        log_size_F = np.log(np.maximum(size_F, 1e-12))
+        others = {}
+        for concept in self.concepts:
+            value_N = _values(concept, x_ND)
+            rate = np.log(max(float((value_N > 0).mean()), 1e-6))
+            size = np.log(max(concept.scale * float(np.linalg.norm(concept.write_D)), 1e-12))
+            distance = [(rate_F[f] - rate) ** 2 + (log_size_F[f] - size) ** 2 for f in alive]
+            nearest = np.argsort(distance, kind="stable")[: self.num_others]
+            others[concept.concept] = tuple(known.steered(alive[n]) for n in nearest)
+        return Surroundings(
+            others=others,
+            mean_difference={
+                concept.concept: diff_in_means(x_ND, label_NL[:, labels.index(concept.label)])
+                for concept in self.concepts
+            },
+            manifold=dict.fromkeys(self.sites, Manifold.of(x_ND)),
+        )
+
+
+def _values(concept: SteeredLatent, x_ND: Float32[np.ndarray, "N D"]) -> np.ndarray:
+    pre_N = x_ND @ concept.read_D + concept.read_bias
+    return np.where(pre_N > concept.threshold, pre_N, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseArms:
+    """Task: what some arms do, step by step."""
+
+    subject: Subject
+    arms: tuple[Arm, ...]
+    env_seeds: tuple[int, ...]
+    manifold: Mapping[str, Manifold]
+
+    @property
+    def key(self) -> str:
+        arms = content_id("b", {"arms": [identity_of(arm.edit) for arm in self.arms]})
+        return f"{self.subject.policy_id} diagnosis of {len(self.arms)} arms {arms[2:10]}"
+
+    def run(self, studio: Studio) -> list[Diagnosis]:
+        factory = self.subject.factory
+        policy = studio.policy(self.subject.policy_id)
+        widths = {site: policy.sites[site] for site in {arm.site for arm in self.arms}}
+        trials = (1 + len(self.arms)) * len(self.env_seeds)
+        return diagnose(
+            policy,
+            studio.world(factory, fitting_worlds(factory.spec, widths, trials)),
+            self.arms,
+            self.env_seeds,
+            self.manifold,
+            agents=self.subject.agents,
+        )
