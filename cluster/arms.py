@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from cluster import dictionaries
+from cluster import dictionaries, recordings
 from cluster.results import CODE_VERSION
 from cluster.scoring import read_tracks
 from cluster.staging import Split
@@ -156,8 +156,10 @@ class Survey:
     """Task: reads the training episodes of a recording for what its concepts are compared with."""
 
     recording_id: str
-    dict_id: str
+    dict_id: str | None
+    """Among whose latents rivals are looked for."""
     concepts: tuple[SteeredLatent, ...]
+    """All of one site."""
     sites: tuple[str, ...]
     """Where edits are applied: where the dictionary reads, or where the same values are."""
     num_others: int
@@ -167,43 +169,54 @@ class Survey:
 
     @property
     def key(self) -> str:
-        return f"surroundings of {self.dict_id} on {self.recording_id}"
+        return f"surroundings on {self.recording_id}"
 
     def run(self, studio: Studio) -> Surroundings:
-        store = studio.store
-        dictionary = dictionaries.load(store, self.dict_id)
-        labels = tuple(dict.fromkeys(concept.label for concept in self.concepts))
+        manifest = recordings.open_manifest(studio.store, self.recording_id)
+        recorded = manifest.plan.config["labels"]
+        labels = tuple(dict.fromkeys(one.label for one in self.concepts if one.label in recorded))
         tracks = read_tracks(
-            store,
+            studio.store,
             self.recording_id,
-            site=dictionary.site,
+            site=self.concepts[0].site,
             labels=labels,
             stride_steps=self.stride_steps,
         )
         train = tracks.select(~self.split.held_out(tracks.env_seed_E))
         x_ND, label_NL = train.activation_ESD[train.mask_ES], train.label_ESL[train.mask_ES]
-        own = {concept.latent for concept in self.concepts if concept.kind == "sae"}
-        known = latents(dictionary, x_ND)
-        size_F = known.scale_F * np.linalg.norm(known.write_FD, axis=1)
-        alive = [f for f in range(len(known)) if size_F[f] > 0 and f not in own]
-        rate_F = np.log(np.maximum(known.firing_F, 1e-6))
-        log_size_F = np.log(np.maximum(size_F, 1e-12))
-        others = {}
-        for concept in self.concepts:
-            value_N = _values(concept, x_ND)
-            rate = np.log(max(float((value_N > 0).mean()), 1e-6))
-            size = np.log(max(concept.scale * float(np.linalg.norm(concept.write_D)), 1e-12))
-            distance = [(rate_F[f] - rate) ** 2 + (log_size_F[f] - size) ** 2 for f in alive]
-            nearest = np.argsort(distance, kind="stable")[: self.num_others]
-            others[concept.concept] = tuple(known.steered(alive[n]) for n in nearest)
+        direction = dict(zip(labels, (diff_in_means(x_ND, y_N) for y_N in label_NL.T), strict=True))
+        none_D = np.zeros(x_ND.shape[1], np.float32)
         return Surroundings(
-            others=others,
+            others=self._others(studio, x_ND),
             mean_difference={
-                concept.concept: diff_in_means(x_ND, label_NL[:, labels.index(concept.label)])
-                for concept in self.concepts
+                one.concept: direction.get(one.label, none_D) for one in self.concepts
             },
             manifold=dict.fromkeys(self.sites, Manifold.of(x_ND)),
         )
+
+    def _others(
+        self, studio: Studio, x_ND: Float32[np.ndarray, "N D"]
+    ) -> dict[str, tuple[SteeredLatent, ...]]:
+        """For every concept the latents nearest in log firing rate and log size, the concepts' own left out."""
+        if self.dict_id is None:
+            return {concept.concept: () for concept in self.concepts}
+        known = latents(dictionaries.load(studio.store, self.dict_id), x_ND)
+        own = {concept.latent for concept in self.concepts if concept.kind == "sae"}
+        size_F = known.scale_F * np.linalg.norm(known.write_FD, axis=1)
+        alive = [f for f in range(len(known)) if size_F[f] > 0 and f not in own]
+        place_F2 = np.stack([_log(known.firing_F[alive]), _log(size_F[alive])], axis=1)
+        others = {}
+        for concept in self.concepts:
+            firing = (_values(concept, x_ND) > 0).mean()
+            size = concept.scale * np.linalg.norm(concept.write_D)
+            distance_F = np.square(place_F2 - [_log(firing), _log(size)]).sum(1)
+            nearest = np.argsort(distance_F, kind="stable")[: self.num_others]
+            others[concept.concept] = tuple(known.steered(alive[n]) for n in nearest)
+        return others
+
+
+def _log(value: Any) -> Any:  # noqa: ANN401 - of a number or an array
+    return np.log(np.maximum(value, 1e-6))
 
 
 def _values(concept: SteeredLatent, x_ND: Float32[np.ndarray, "N D"]) -> np.ndarray:

@@ -99,10 +99,12 @@ class Experiment:
     untrained_id: str
     """The policy before training, on which the same edits are tried."""
     factory: WorldFactory
-    concepts_id: str
-    """Table that the concepts are from."""
+    concepts_id: str | None = None
+    """Table that the concepts are from, if they are from one."""
     recording_id: str
-    dict_id: str
+    """Whose training episodes tell what is usual."""
+    dict_id: str | None
+    """Among whose latents rivals are looked for; None goes without."""
     split: Split
     latents: tuple[SteeredLatent, ...]
     config: SteeringConfig
@@ -151,12 +153,12 @@ class Experiment:
 
     @property
     def _inputs(self) -> dict[str, str]:
+        optional = {"concepts": self.concepts_id, "dictionary": self.dict_id}
         return {
             "policy": self.policy_id,
             "untrained": self.untrained_id,
-            "concepts": self.concepts_id,
             "recording": self.recording_id,
-            "dictionary": self.dict_id,
+            **{role: name for role, name in optional.items() if name is not None},
         }
 
     def _about(self, registration_id: str) -> dict[str, str]:

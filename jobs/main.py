@@ -23,6 +23,7 @@ VERBS = {
     ),
     "export": ("jobs.export", "write a recording for other tools: Parquet, npy, Hugging Face"),
     "sweep": ("jobs.sweep", "train sparse autoencoders on a recording"),
+    "steer": ("jobs.steer", "edit a policy along its concepts; what causes what, with a verdict"),
     "dictionaries": ("jobs.dictionaries", "list dictionaries; exchange them with SAELens"),
     "report": ("jobs.report", "draw the report of a study again"),
     "sync": ("jobs.sync", "deliver to W&B what studies could not deliver while they ran"),

@@ -30,6 +30,9 @@ FeatureKind = Literal[
     "random_direction",
 ]
 
+SUPERVISED: tuple[FeatureKind, ...] = ("diff_in_means", "probe", "sparse_probe")
+"""Kinds whose features are made for labels, and called by them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FeatureSet:
@@ -86,8 +89,9 @@ class FeatureSet:
     def steered(self, index: int, *, label: str | None = None) -> SteeredLatent:
         """One feature as the steering loop takes it; `label` is what it is thought to be about."""
         name = self.names[index]
+        called = {"sae": name, **dict.fromkeys(SUPERVISED, self.kind)}
         return SteeredLatent(
-            concept=f"{label or self.kind}:{name}" if self.kind == "sae" else f"{self.kind}:{name}",
+            concept=f"{label or name}:{called.get(self.kind, f'{self.kind} {name}')}",
             label=label or name,
             kind=self.kind,
             latent=index,
