@@ -72,7 +72,7 @@ dependencies: $(DEV_STAMP)
 spelling: $(DEV_STAMP)
 	$(BIN)/codespell
 
-bench: $(DEV_STAMP)  ## measure ours beside public peers (BENCH=rollout, or lstm, train, scaling, scoring, control_plane, sequences, sae, recovery)
+bench: $(DEV_STAMP)  ## measure ours beside public peers (BENCH=rollout, or lstm, train, scaling, scoring, control_plane, sequences, sae, recovery, steering)
 	$(BIN)/python -m benchmarks.$(BENCH)
 
 clean:  ## remove caches and build outputs; keeps .venv and the store

@@ -1,0 +1,1 @@
+"""How fast arms of a steering experiment are played."""
