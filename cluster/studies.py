@@ -50,6 +50,7 @@ def report_of(store: Store, study: Study) -> Report:
         concepts=_concatenated(store, "concepts", study.concepts),
         effects=_concatenated(store, "effects", study.effects),
         lineages=_concatenated(store, "lineages", study.lineages),
+        verdicts=_concatenated(store, "verdicts", study.verdicts),
         windows=tuple(
             window_from_json(text)
             for text in (windows.column("window").to_pylist() if study.windows else ())

@@ -59,6 +59,9 @@ class DoseCurve(Band):
     """Share (in %) of random directions of equal norm that do less; NaN at dose 0."""
     causal: Sequence[bool]
     """Which effects are significant and the direction's own."""
+    random_lo: Sequence[float]
+    random_hi: Sequence[float]
+    """The least and the largest effect of those random directions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +180,8 @@ def histogram(value: np.ndarray, discovered: np.ndarray) -> str:
 def dose_response(curves: Sequence[DoseCurve], ylabel: str, *, max_percentile: float) -> str:
     """Paired difference against dose, one curve per mode, above its rank among random directions of equal norm.
 
-    Filled markers are effects that are significant and beyond `max_percentile` of the random directions.
+    Bars reach from the least to the largest effect of these directions. Filled markers are effects that are significant
+    and beyond `max_percentile` of them.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(SIZE_IN[0], 4.0), layout="constrained")
@@ -190,6 +194,7 @@ def dose_response(curves: Sequence[DoseCurve], ylabel: str, *, max_percentile: f
                 curve.x, curve.y, color=colour, marker=marker, ms=5.5, mfc="white", label=curve.name
             )
             effect.fill_between(curve.x, curve.lo, curve.hi, color=colour, alpha=0.14, lw=0)
+            effect.vlines(curve.x, curve.random_lo, curve.random_hi, color=colour, alpha=0.35, lw=5)
             at = [x for x, causal in zip(curve.x, curve.causal, strict=True) if causal]
             y = [y for y, causal in zip(curve.y, curve.causal, strict=True) if causal]
             effect.plot(at, y, color=colour, marker=marker, ms=5.5, ls="")

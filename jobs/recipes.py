@@ -183,7 +183,7 @@ class TrainedPipelineConfig(PipelineConfig):
 
 DEMO = DemoPipelineConfig()
 PIPELINES: dict[str, tuple[str, PipelineConfig]] = {
-    "demo": ("Everything once, small, on policies trained first: about 6 minutes on 2 cores", DEMO),
+    "demo": ("Everything once, small, on policies trained first: about 7 minutes on 2 cores", DEMO),
     "trained": (
         "The same on policies that you have: --policies entity/project/run_id, a file, s3://...",
         TrainedPipelineConfig(policies=tyro.MISSING),

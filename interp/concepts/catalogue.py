@@ -1,13 +1,9 @@
 """From scores to concepts: every live latent against every label, with the controls beside each score.
 
 All choices (threshold, orientation, best neuron, which latent stands for a label) are made on training episodes; all
-figures are of held-out episodes. The controls of a label are
-
-    neuron        the best single unit of the same site of the same policy pca           the best principal
-    direction of that site random_init   the best latent of a dictionary trained in the same way on the untrained
-    policy, on the same observations
-
-so that a concept which the architecture or the observations would give for nothing is seen to be one.
+figures are of held-out episodes. Beside every score stand those of its rivals (`interp.concepts.rivals`), so that a
+concept which the units, plain linear algebra, the architecture or the observations would give for nothing is seen to
+be one.
 """
 
 from collections.abc import Mapping
@@ -21,16 +17,16 @@ from interp.concepts.blocks import score_all
 from interp.concepts.detection import average_precision, count, detect, event_coverage
 from interp.concepts.generality import generality, moments
 from interp.concepts.lags import Targets
+from interp.concepts.rivals import Lead, Rival, best_of, compare, feature_sets, values
 from interp.concepts.scoring import (
+    AurocTable,
     auroc,
     auroc_interval,
-    best_feature,
     best_threshold_f1,
     rank_auroc,
 )
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
-from interp.features.directions import pca_directions
 from interp.worlds.labels import LABELS, WorldLabel
 
 
@@ -45,7 +41,11 @@ class ScoringConfig:
     num_resamples: int = 1000
     """Bootstrap resamples of episodes behind each interval."""
     num_pca: int = 32
-    """Principal directions among which the best is a control."""
+    """Principal directions among which the best is a rival."""
+    sparse_units: int = 5
+    """Units that a sparse probe reads."""
+    num_random: int = 32
+    """Random directions among which the best is a rival."""
     min_active_episodes: int = 10
     """Held-out episodes in which a latent must fire to be live, and a label hold to be tested."""
     max_q_value: float = 0.05
@@ -85,6 +85,15 @@ CONCEPT_SCHEMA = pa.schema(
         ("neuron_auroc", pa.float64()),
         ("pca_auroc", pa.float64()),
         ("random_init_auroc", pa.float64()),
+        ("diff_in_means_auroc", pa.float64()),
+        ("probe_auroc", pa.float64()),
+        ("sparse_probe_auroc", pa.float64()),
+        ("random_direction_auroc", pa.float64()),
+        ("strongest_rival", pa.string()),
+        ("lead", pa.float64()),
+        ("lead_lo", pa.float64()),
+        ("lead_hi", pa.float64()),
+        ("beats", pa.string()),
         ("n_episodes", pa.int32()),
         ("description", pa.string()),
         ("family_p_value", pa.float64()),
@@ -102,7 +111,9 @@ CONCEPT_SCHEMA = pa.schema(
 99th percentile of the latent over the training rows where it fires; `precision` is the share of held-out firings
 with the label. `family_p_value` is adjusted for all pairs by max-T; `phi` (Matthews), the mutual information and
 the share of the label's events that are covered are of the latent above `threshold`; `generality` says in how many
-episodes it fires (`interp.concepts.generality`); `average_precision` is to be compared with `base_rate`."""
+episodes it fires (`interp.concepts.generality`); `average_precision` is to be compared with `base_rate`. Of a concept,
+`lead` is its AUROC minus that of `strongest_rival`, and `beats` names the rivals of which it is surely ahead; both are
+null for other pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +180,10 @@ def score_concepts(
         held_out.mask_ES,
         num_agents=held_out.num_agents,
     )
-    controls = _controls(policy, random_init, config)
+    rivals = _rivals(policy, random_init, config, seed=seed)
     concept_of = _representatives(train_auroc_FL, held_out_table.auroc_FC, scores.q_FC, config)
+
+    leads = _leads(concept_of, held_out_table, rivals, config, seed=seed)
 
     fires_NF = held_out_ESF[held_out.mask_ES] > 0
     label_NL = held_out.label_ESL[held_out.mask_ES]
@@ -199,7 +212,8 @@ def score_concepts(
             "p_value": float(scores.p_FC[f, ell]),
             "q_value": float(scores.q_FC[f, ell]),
             "null": scores.null_C[ell],
-            **{name: float(best_L[ell]) for name, best_L in controls.items()},
+            **{f"{name}_auroc": float(rival.auroc_L[ell]) for name, rival in rivals.items()},
+            **(_lead_columns(leads[ell]) if concept_of.get(ell) == f else {}),
             "n_episodes": len(held_out.env_seed_E),
             "description": (
                 f"Fires on {firing_F[f]:.1%} of agent-steps; {label} holds on {precision_FL[f, ell]:.0%} of them, "
@@ -221,33 +235,59 @@ def score_concepts(
     return pa.Table.from_pylist(rows, schema=CONCEPT_SCHEMA)
 
 
-def _controls(
-    policy: Representation, random_init: Representation, config: ScoringConfig
-) -> dict[str, Float[np.ndarray, " L"]]:
-    """Held-out AUROC of the best control of each kind for each label, chosen and oriented on training episodes."""
+def _rivals(
+    policy: Representation, random_init: Representation, config: ScoringConfig, *, seed: int
+) -> dict[str, Rival]:
+    """The best of each kind for each label."""
     train, held_out = policy.train, policy.held_out
-    pca_DP = pca_directions(train.activation_ESD[train.mask_ES], config.num_pca)
-    sides = {
-        "neuron_auroc": (train.activation_ESD, held_out.activation_ESD, train, held_out),
-        "pca_auroc": (
-            train.activation_ESD @ pca_DP,
-            held_out.activation_ESD @ pca_DP,
-            train,
-            held_out,
-        ),
-        "random_init_auroc": (
+    known = feature_sets(
+        train,
+        site=policy.dictionary.site,
+        num_pca=config.num_pca,
+        sparse_units=config.sparse_units,
+        num_random=config.num_random,
+        seed=seed,
+    )
+    return {
+        **{
+            name: best_of(values(one, train), values(one, held_out), train, held_out)
+            for name, one in known.items()
+        },
+        "random_init": best_of(
             random_init.latents(random_init.train),
             random_init.latents(random_init.held_out),
             random_init.train,
             random_init.held_out,
         ),
     }
+
+
+def _leads(
+    concept_of: Mapping[int, int],
+    table: AurocTable,
+    rivals: Mapping[str, Rival],
+    config: ScoringConfig,
+    *,
+    seed: int,
+) -> list[Lead | None]:
+    """How far the concept of each label is ahead of its rivals; None for a label without one."""
+    num_labels = table.auroc_FC.shape[1]
+    auroc_L = np.full(num_labels, np.nan)
+    influence_EL = np.zeros((len(table.influence_EFC), num_labels), np.float32)
+    for ell, f in concept_of.items():
+        auroc_L[ell], influence_EL[:, ell] = table.auroc_FC[f, ell], table.influence_EFC[:, f, ell]
+    return compare(auroc_L, influence_EL, rivals, seed=seed, num_resamples=config.num_resamples)
+
+
+def _lead_columns(lead: Lead | None) -> dict[str, object]:
+    if lead is None:
+        return {}
     return {
-        name: best_feature(
-            rank_auroc(train_ESF, on_train.label_ESL, on_train.mask_ES),
-            rank_auroc(held_out_ESF, on_held_out.label_ESL, on_held_out.mask_ES),
-        ).auroc_C
-        for name, (train_ESF, held_out_ESF, on_train, on_held_out) in sides.items()
+        "strongest_rival": lead.rival,
+        "lead": lead.lead,
+        "lead_lo": lead.lo,
+        "lead_hi": lead.hi,
+        "beats": ", ".join(lead.beaten),
     }
 
 

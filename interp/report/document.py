@@ -8,10 +8,11 @@ Records and tables in, text out. Every number on the page is one of theirs.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from markupsafe import Markup
 from interp import figures as draw
 from interp.figures import Band, DoseCurve, SweepPoint
 from interp.records import Window
+from interp.steering.verdicts import Verdict
 from interp.study import Study
 
 Row = dict[str, Any]
@@ -33,6 +35,8 @@ STRONG_AUROC = 0.6
 CONTROLS = {
     "neuron_auroc": "best neuron",
     "pca_auroc": "best principal direction",
+    "diff_in_means_auroc": "difference of means",
+    "probe_auroc": "linear probe",
     "random_init_auroc": "best untrained latent",
 }
 
@@ -45,6 +49,7 @@ class Report:
     concepts: pa.Table
     effects: pa.Table
     lineages: pa.Table
+    verdicts: pa.Table
     windows: tuple[Window, ...]
     label_definitions: Mapping[str, str]
 
@@ -96,7 +101,8 @@ def render(report: Report) -> str:
         last=_last_policies(report.study),
         concepts=[_concept_view(row) for row in _named(report)],
         steered=[
-            _steered_view(number, rows) for number, rows in enumerate(_by_concept(report.effects))
+            _steered_view(number, rows, _verdicts_of(report, rows[0]))
+            for number, rows in enumerate(_by_concept(report.effects))
         ],
         lineages=[
             _lineage_view(number, rows) for number, rows in enumerate(_by_concept(report.lineages))
@@ -207,6 +213,7 @@ def _summary(report: Report) -> Row:
         "beats_all": sum(set(standing.values()) == {"beaten"} for standing in standings),
         "steered": len({(row["policy_name"], row["concept"]) for row in effects}),
         "causal": len({(row["policy_name"], row["concept"]) for row in arms if _is_causal(row)}),
+        "words": _words(report),
         "arms": len(arms),
         "arms_significant": sum(row["q_value"] < MAX_Q for row in arms),
         "arms_beyond": sum(row["random_direction_percentile"] > MAX_PERCENTILE for row in arms),
@@ -289,12 +296,31 @@ def _unmoved(rows: list[Row]) -> list[str]:
     ]
 
 
-def _steered_view(number: int, rows: list[Row]) -> Row:
+def _verdicts_of(report: Report, concept: Row) -> list[Row]:
+    """The claims about a concept and what became of them; none in studies of earlier versions."""
+    return [
+        row
+        for row in _rows(report.verdicts)
+        if (row["policy_name"], row["concept"]) == (concept["policy_name"], concept["concept"])
+    ]
+
+
+def _words(report: Report) -> dict[str, int]:
+    """How many concepts have each verdict, the strongest word first."""
+    word_of = {
+        (row["policy_name"], row["concept"]): row["verdict"] for row in _rows(report.verdicts)
+    }
+    counts = Counter(word_of.values())
+    return {word: counts[word] for word in get_args(Verdict) if counts[word]}
+
+
+def _steered_view(number: int, rows: list[Row], claims: list[Row]) -> Row:
     arms = [{**row, "causal": _is_causal(row)} for row in rows if row["dose"] != 0]
     own = [row for row in arms if _is_own(row)]
     return {
         "number": number,
         "first": rows[0],
+        "claims": claims,
         "figures": [f"effect-{number:02d}-{outcome}" for outcome in ("return", "label")],
         "unmoved": _unmoved(rows),
         "own": own,
@@ -332,7 +358,14 @@ def _dose_curve(mode: str, rows: list[Row]) -> DoseCurve:
         hi=[row["hi"] for row in rows],
         percentile=[row["random_direction_percentile"] for row in rows],
         causal=[_is_causal(row) for row in rows],
+        random_lo=[_or_zero(row["random_lo"]) for row in rows],
+        random_hi=[_or_zero(row["random_hi"]) for row in rows],
     )
+
+
+def _or_zero(value: float | None) -> float:
+    """Of dose 0, which has no random directions: they would do nothing, too."""
+    return 0.0 if value is None else value
 
 
 # --- when was it born

@@ -9,6 +9,7 @@ from interp.concepts.catalogue import CONCEPT_SCHEMA
 from interp.records import Window
 from interp.report.document import Report
 from interp.steering.effects import EFFECT_SCHEMA
+from interp.steering.verdicts import VERDICT_SCHEMA
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study, TrialEntry
 
 IDENTITY = {"policy_id": "p-1", "policy_name": "forage-s0"}
@@ -95,6 +96,8 @@ def concept_row(latent: int, label: str, auroc: float, *, named: bool) -> dict:
         "neuron_auroc": 0.8125,
         "pca_auroc": 0.7125,
         "random_init_auroc": 0.6125,
+        "diff_in_means_auroc": 0.8025,
+        "probe_auroc": 0.8225,
         "n_episodes": 40,
         "description": f"Fires where {label} holds.",
     }
@@ -119,6 +122,38 @@ def effect_row(mode: str, dose: float, outcome: str) -> dict:
         "q_value": 0.02 if dose else 1.0,
         "random_direction_percentile": 97.5 if dose else float("nan"),
         "n_episodes": 12,
+        "random_lo": -0.2 if dose else None,
+        "random_hi": 0.3 if dose else None,
+    }
+
+
+def verdict_row(claim: str, mode: str, *, confirmed: bool) -> dict:
+    return {
+        **IDENTITY,
+        "concept": "wall:3",
+        "label": "wall",
+        "features": "sae",
+        "verdict": "sufficient only",
+        "claim": claim,
+        "confirmed": confirmed,
+        "site": "lstm.c",
+        "mode": mode,
+        "dose": 1.0,
+        "outcome": "wall",
+        "sign": 1,
+        "difference": 0.4567,
+        "lo": 0.3,
+        "hi": 0.6,
+        "p_value": 0.001,
+        "q_value": 0.002,
+        "n_episodes": 16,
+        "random_direction_percentile": 100.0,
+        "random_latent_percentile": None,
+        "off_manifold": 0.011,
+        "kl_replay": 0.345,
+        "divergence_step": 7.25,
+        "n_diagnosed": 10,
+        "registration_id": "g-0123",
     }
 
 
@@ -192,6 +227,13 @@ def make_report(name: str = "small", label: str = "wall") -> Report:
         lineages=pa.Table.from_pylist(
             [lineage_row(step) for step in (0, 1000, 4000)], schema=LINEAGE_SCHEMA
         ),
+        verdicts=pa.Table.from_pylist(
+            [
+                verdict_row("sufficient", "add", confirmed=True),
+                verdict_row("necessary", "ablate", confirmed=False),
+            ],
+            schema=VERDICT_SCHEMA,
+        ),
         windows=(window(label), window(label)),
         label_definitions={label: "State: a wall stands next to the agent."},
     )
@@ -218,6 +260,7 @@ def empty() -> Report:
         concepts=CONCEPT_SCHEMA.empty_table(),
         effects=pa.table({}),
         lineages=pa.table({}),
+        verdicts=pa.table({}),
         windows=(),
         label_definitions={},
     )
