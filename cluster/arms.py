@@ -207,7 +207,7 @@ class Survey:
         place_F2 = np.stack([_log(known.firing_F[alive]), _log(size_F[alive])], axis=1)
         others = {}
         for concept in self.concepts:
-            firing = (_values(concept, x_ND) > 0).mean()
+            firing = (values_of(concept, x_ND) > 0).mean()
             size = concept.scale * np.linalg.norm(concept.write_D)
             distance_F = np.square(place_F2 - [_log(firing), _log(size)]).sum(1)
             nearest = np.argsort(distance_F, kind="stable")[: self.num_others]
@@ -219,9 +219,12 @@ def _log(value: Any) -> Any:  # noqa: ANN401 - of a number or an array
     return np.log(np.maximum(value, 1e-6))
 
 
-def _values(concept: SteeredLatent, x_ND: Float32[np.ndarray, "N D"]) -> np.ndarray:
+def values_of(
+    concept: SteeredLatent, x_ND: Float32[np.ndarray, "N D"]
+) -> Float32[np.ndarray, " N"]:
+    """Of a feature on every row."""
     pre_N = x_ND @ concept.read_D + concept.read_bias
-    return np.where(pre_N > concept.threshold, pre_N, 0)
+    return np.where(pre_N > concept.threshold, pre_N, 0).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -287,7 +287,7 @@ class TrainDictionary:
 
     @property
     def key(self) -> str:
-        return f"dictionary of {self.recording_id} {self.site}"
+        return f"dictionary of {self.recording_id} {self.site} seed {self.seed}"
 
     def run(self, studio: Studio) -> DictionaryEntry:
         train_ND, held_out_ND = read_rows(studio.store, self.recording_id, self.site, self.split)

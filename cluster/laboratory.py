@@ -13,6 +13,7 @@ import ray
 
 from cluster import dictionaries, logs, recordings, runtime, search, steering, training
 from cluster.bank import PlayShard, ReplayShard
+from cluster.clips import ShowEdits
 from cluster.dictionaries import SweepResult, TrainDictionary
 from cluster.evaluation import Evaluate, ReturnEstimate, find_returns
 from cluster.evolution import ScoreCheckpoint, lineage_table
@@ -294,7 +295,9 @@ class Laboratory:
         return [entry if entry is not None else next(made) for entry in found]
 
     def answer(
-        self, tasks: Sequence[ScoreConcepts] | Sequence[ShowConcepts], note: Note = silent
+        self,
+        tasks: Sequence[ScoreConcepts] | Sequence[ShowConcepts] | Sequence[ShowEdits],
+        note: Note = silent,
     ) -> list[pa.Table]:
         """Tables that single tasks compute, in their order."""
         found = [task.question.find(self.store) for task in tasks]

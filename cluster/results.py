@@ -19,12 +19,14 @@ from cluster.store import Store
 from interp.identity import canonical_json, content_id, parse_json, sha256
 
 Kind = Literal[
+    "clips",
     "concepts",
     "effects",
     "lineages",
     "returns",
     "selections",
     "sequences",
+    "stabilities",
     "verdicts",
     "windows",
 ]

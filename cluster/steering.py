@@ -131,6 +131,16 @@ class Experiment:
     def selection(self) -> Question:
         return Question("selections", self._asked, self._inputs)
 
+    def claimed(self, verdicts: pa.Table) -> list[tuple[SteeredLatent, Arm]]:
+        """The sufficient claims of a table of verdicts, as arms."""
+        latent_of = {latent.concept: latent for latent in self.latents}
+        rows = [row for row in verdicts.to_pylist() if row["claim"] == "sufficient"]
+        found = [(latent_of[row["concept"]], row["mode"], row["dose"], row["site"]) for row in rows]
+        return [
+            (latent, Arm(mode=mode, dose=dose, edit=latent.edit(mode, dose, site=site)))
+            for latent, mode, dose, site in found
+        ]
+
     def effects(self, registration_id: str) -> Question:
         return Question("effects", {"seed": self.seed}, self._about(registration_id))
 
@@ -225,12 +235,15 @@ def _steps(store: Store, experiment: Experiment) -> Steps[Findings]:
     effects, verdicts = effects_question.find(store), verdicts_question.find(store)
     if effects is None or verdicts is None:
         named = {"policy_id": experiment.policy_id, "policy_name": experiment.policy_name}
-        (around,) = yield [_survey(experiment)]
-        trials = yield from _confirm(experiment, claimed, around)
+        trials: list[ConceptTrials] = []
+        diagnoses, untrained = {}, {}
+        if experiment.latents:
+            (around,) = yield [_survey(experiment)]
+            trials = yield from _confirm(experiment, claimed, around)
+            diagnoses, untrained = yield from _diagnose(experiment, claimed, trials, around)
         effects = effects_question.answer(
             store, effects_table(trials, **named, seed=experiment.seed)
         )
-        diagnoses, untrained = yield from _diagnose(experiment, claimed, trials, around)
         verdicts = verdicts_question.answer(
             store,
             verdicts_table(

@@ -1,4 +1,4 @@
-"""A finished study in the store, under a name that may move: study.json, report.html, figures/*.svg."""
+"""A finished study in the store, under a name that may move: study.json, report.html, figures/*.svg, cards/*.json."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,8 @@ from cluster.results import Kind, read_table
 from cluster.store import Store
 from interp.concepts.windows import window_from_json
 from interp.identity import canonical_json, parse_json
-from interp.report.document import Report, figures, render
+from interp.report.cards import cards
+from interp.report.document import Clip, Report, figures, render
 from interp.study import Study
 
 REPORT = "report.html"
@@ -45,6 +46,7 @@ def load_report(store: Store, name: str) -> Report:
 def report_of(store: Store, study: Study) -> Report:
     """The tables that a study names, put together."""
     windows = _concatenated(store, "windows", study.windows)
+    clips = _concatenated(store, "clips", study.clips)
     return Report(
         study=study,
         concepts=_concatenated(store, "concepts", study.concepts),
@@ -54,6 +56,15 @@ def report_of(store: Store, study: Study) -> Report:
         windows=tuple(
             window_from_json(text)
             for text in (windows.column("window").to_pylist() if study.windows else ())
+        ),
+        stabilities=_concatenated(store, "stabilities", study.stabilities),
+        clips=tuple(
+            Clip(
+                arm=row["arm"],
+                before=window_from_json(row["before"]),
+                after=window_from_json(row["after"]),
+            )
+            for row in clips.to_pylist()
         ),
         label_definitions={
             name: definition
@@ -81,11 +92,13 @@ def find_same(store: Store, study: Study) -> Study | None:
 
 
 def draw_report(store: Store, report: Report) -> tuple[str, ...]:
-    """Writes figures and page; returns the names of the figures."""
+    """Writes figures, cards and page; returns the names of the figures."""
     name = report.study.study
     drawn = figures(report)
     for figure, svg in drawn.items():
         store.replace(_key(name, f"figures/{figure}.svg"), svg.encode())
+    for card, content in cards(report).items():
+        store.replace(_key(name, f"cards/{card}.json"), canonical_json(content))
     store.replace(_key(name, REPORT), render(report).encode())
     return tuple(drawn)
 

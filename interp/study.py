@@ -75,7 +75,9 @@ class Study:
     windows: tuple[str, ...]
     """Ids of the tables; each lies under the folder of its kind."""
     verdicts: tuple[str, ...] = ()
-    """Ids of the tables of verdicts; studies of earlier versions have none."""
+    clips: tuple[str, ...] = ()
+    stabilities: tuple[str, ...] = ()
+    """Ids of further tables; studies of earlier versions have none."""
     figures: tuple[str, ...] = ()
     """Names of the report's figures."""
     wall_s: Mapping[str, float]
@@ -106,7 +108,10 @@ class Study:
                         for kind in ("concepts", "effects", "lineages", "windows")
                     },
                     # earlier versions named none
-                    **{name: tuple(content.get(name, ())) for name in ("verdicts", "figures")},
+                    **{
+                        name: tuple(content.get(name, ()))
+                        for name in ("verdicts", "clips", "stabilities", "figures")
+                    },
                 }
             )
         except (KeyError, TypeError) as error:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import tyro
 
 from cluster import policies
+from cluster.clips import ShowEdits
 from cluster.dictionaries import (
     SweepResult,
     TrainDictionary,
@@ -26,6 +27,7 @@ from cluster.recorder import plan_recording
 from cluster.recordings import Manifest
 from cluster.results import Kind
 from cluster.scoring import ScoreConcepts, ShowConcepts, steered_latent
+from cluster.stability import seed_stability
 from cluster.steering import Experiment, Findings
 from cluster.store import Store
 from cluster.studies import (
@@ -60,6 +62,11 @@ from jobs.recipes import (
     TrainedPipelineConfig,
 )
 from jobs.summary import print_summary
+
+FOUND_AGAIN = 0.9
+"""Cosine from which on a latent of another seed is taken to be the same."""
+CLIP_SEEDS = 4
+"""Episodes among which one is looked for that an edit changes."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -180,9 +187,10 @@ class _Pipeline:
         sweep = self._sweep(recorded[0])
         decomposed = self._decompose(recorded, sweep.chosen_config)
         scored = self._score(decomposed)
+        stabilities = self._repeat(scored, sweep.chosen_config)
         steered = self._steer(scored)
         lineages = self._follow(scored)
-        windows = self._show(scored)
+        windows, clips = self._show(scored, steered)
         study = Study(
             study=study_name,
             seeds=self._seeds(runs),
@@ -212,8 +220,10 @@ class _Pipeline:
                 entry for one in decomposed for entry in (one.dictionary, one.untrained)
             ),
             concepts=tuple(one.concepts_id for one in scored),
-            effects=tuple(one.effects_id for one in steered),
-            verdicts=tuple(one.verdicts_id for one in steered),
+            effects=tuple(found.effects_id for _, found in steered),
+            verdicts=tuple(found.verdicts_id for _, found in steered),
+            clips=clips,
+            stabilities=stabilities,
             lineages=lineages,
             windows=windows,
             wall_s=dict(self.wall_s),
@@ -482,7 +492,46 @@ class _Pipeline:
             for row in list(best_of_latent.values())[: self.config.concepts_per_policy]
         )
 
-    def _steer(self, scored: list[_Scored]) -> list[Findings]:
+    def _repeat(self, scored: list[_Scored], recipe: SaeConfig) -> tuple[str, ...]:
+        """Dictionaries of other seeds, and whether the latents that are looked at are in them."""
+        config = self.config
+        seeds = [config.seed + 1 + n for n in range(config.stability_seeds)]
+        with self._stage("repeat") as stage:
+            entries = self.laboratory.train_dictionaries(
+                [
+                    TrainDictionary(
+                        recording_id=one.recorded.recording.plan.recording_id,
+                        site=config.sweep.site,
+                        config=recipe,
+                        split=config.split,
+                        seed=seed,
+                    )
+                    for one in scored
+                    for seed in seeds
+                ],
+                stage.update,
+            )
+            found = [
+                seed_stability(
+                    self.store,
+                    one.dictionary.dict_id,
+                    [entry.dict_id for entry in entries[n * len(seeds) : (n + 1) * len(seeds)]],
+                    [latent.latent for latent in one.latents],
+                    policy_name=one.recorded.run.name,
+                    seed=config.seed,
+                )
+                for n, one in enumerate(scored)
+                if seeds
+            ]
+        cosines = [row["cosine"] for _, table in found for row in table.to_pylist()]
+        again = sum(cosine > FOUND_AGAIN for cosine in cosines)
+        self.reporter.done(
+            "repeat",
+            f"{again} of {len(cosines)} times a latent is found again by another seed (cosine above {FOUND_AGAIN})",
+        )
+        return tuple(table_id for table_id, _ in found)
+
+    def _steer(self, scored: list[_Scored]) -> list[tuple[Experiment, Findings]]:
         config = self.config
         experiments = []
         for one in scored:
@@ -523,7 +572,7 @@ class _Pipeline:
             + f" of {sum(words.values())} concepts; {config.steer.num_episodes} episodes of every arm; dose 0 changed "
             "nothing",
         )
-        return found
+        return list(zip(experiments, found, strict=True))
 
     def _follow(self, scored: list[_Scored]) -> tuple[str, ...]:
         config = self.config
@@ -558,8 +607,11 @@ class _Pipeline:
         self.reporter.done("evolve", f"{checkpoints} checkpoints on frozen replay")
         return tuple(question.id for question, _, _ in questions)
 
-    def _show(self, scored: list[_Scored]) -> tuple[str, ...]:
-        tasks = [
+    def _show(
+        self, scored: list[_Scored], steered: list[tuple[Experiment, Findings]]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Windows of the strongest responses, and clips of what edits change."""
+        responses = [
             ShowConcepts(
                 policy_id=one.recorded.policy_id,
                 factory=one.recorded.factory,
@@ -571,15 +623,31 @@ class _Pipeline:
             for one in scored
             if one.latents and one.recorded.factory.spec.has_map
         ]
+        edits = [
+            ShowEdits(
+                subject=experiment.subject,
+                claimed=tuple(experiment.claimed(found.verdicts)),
+                env_seeds=tuple(experiment.config.env_seeds[:CLIP_SEEDS]),
+                registration_id=found.registration_id,
+            )
+            for experiment, found in steered
+            if experiment.latents and experiment.factory.spec.has_map
+        ]
         with self._stage("show") as stage:
-            tables = self.laboratory.answer(tasks, stage.update)
-        self._mirror_tables("windows", [task.question.id for task in tasks])
+            windows = self.laboratory.answer(responses, stage.update)
+            clips = self.laboratory.answer(edits, stage.update)
+        self._mirror_tables("windows", [task.question.id for task in responses])
+        self._mirror_tables("clips", [task.question.id for task in edits])
         without_map = [name for name, factory in self.factories.items() if not factory.spec.has_map]
         skipped = f"; none of {', '.join(without_map)}, which has no map" if without_map else ""
         self.reporter.done(
-            "show", f"{sum(len(table) for table in tables)} windows of strongest responses{skipped}"
+            "show",
+            f"{sum(map(len, windows))} windows of strongest responses, {sum(map(len, clips))} clips of edits{skipped}",
         )
-        return tuple(task.question.id for task in tasks)
+        return (
+            tuple(task.question.id for task in responses),
+            tuple(task.question.id for task in edits),
+        )
 
 
 def _by_name(factories: Iterable[WorldFactory]) -> dict[str, WorldFactory]:

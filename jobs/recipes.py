@@ -107,6 +107,8 @@ class PipelineConfig:
     """W&B entity of the mirror; by default WANDB_ENTITY, or else your own."""
     concepts_per_policy: int = 2
     """Concepts of each policy that are steered, followed over training and shown."""
+    stability_seeds: int = 2
+    """Further seeds with which each policy's dictionary is trained, to see whether they find its latents again."""
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
     record: RecordingConfig = field(default_factory=RecordingConfig)
     split: Split = field(default_factory=Split)

@@ -45,6 +45,7 @@ STAGE_OF: Mapping[Kind, str] = {
     "concepts": "score",
     "effects": "steer",
     "verdicts": "steer",
+    "clips": "show",
     "lineages": "evolve",
     "windows": "show",
 }
@@ -433,7 +434,7 @@ def report_letter(store: Store, study: Study) -> Letter:
         },
         uses=tuple(
             f"{table_id}:latest"
-            for kind in ("concepts", "effects", "verdicts", "lineages", "windows")
+            for kind in ("concepts", "effects", "verdicts", "lineages", "windows", "clips")
             for table_id in getattr(study, kind)
         ),
         logs=(

@@ -42,6 +42,15 @@ CONTROLS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """One seed, unedited and along an arm: the same steps and the same agent."""
+
+    arm: str
+    before: Window
+    after: Window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A study and the tables that it names."""
 
@@ -50,7 +59,9 @@ class Report:
     effects: pa.Table
     lineages: pa.Table
     verdicts: pa.Table
+    stabilities: pa.Table
     windows: tuple[Window, ...]
+    clips: tuple[Clip, ...]
     label_definitions: Mapping[str, str]
 
 
@@ -101,14 +112,20 @@ def render(report: Report) -> str:
         last=_last_policies(report.study),
         concepts=[_concept_view(row) for row in _named(report)],
         steered=[
-            _steered_view(number, rows, _verdicts_of(report, rows[0]))
+            _steered_view(
+                number, rows, _verdicts_of(report, rows[0]), _found_again(report, rows[0])
+            )
             for number, rows in enumerate(_by_concept(report.effects))
         ],
         lineages=[
             _lineage_view(number, rows) for number, rows in enumerate(_by_concept(report.lineages))
         ],
         windows=report.windows,
-        player_data=_script_json([_window_data(window) for window in report.windows]),
+        clips=report.clips,
+        player_data=_script_json(
+            [_window_data(window) for window in report.windows]
+            + [_clip_data(clip) for clip in report.clips]
+        ),
         label_definitions=report.label_definitions,
         style=Markup(_asset("style.css")),
         player=Markup(_asset("player.js")),
@@ -305,6 +322,20 @@ def _verdicts_of(report: Report, concept: Row) -> list[Row]:
     ]
 
 
+def _found_again(report: Report, concept: Row) -> list[Row]:
+    """How well dictionaries of other seeds have the latent."""
+    dict_ids = {
+        row["dict_id"]
+        for row in _rows(report.concepts)
+        if (row["policy_name"], row["concept"]) == (concept["policy_name"], concept["concept"])
+    }
+    return [
+        row
+        for row in _rows(report.stabilities)
+        if row["dict_id"] in dict_ids and row["latent"] == concept["latent"]
+    ]
+
+
 def _words(report: Report) -> dict[str, int]:
     """How many concepts have each verdict, the strongest word first."""
     word_of = {
@@ -314,13 +345,14 @@ def _words(report: Report) -> dict[str, int]:
     return {word: counts[word] for word in get_args(Verdict) if counts[word]}
 
 
-def _steered_view(number: int, rows: list[Row], claims: list[Row]) -> Row:
+def _steered_view(number: int, rows: list[Row], claims: list[Row], again: list[Row]) -> Row:
     arms = [{**row, "causal": _is_causal(row)} for row in rows if row["dose"] != 0]
     own = [row for row in arms if _is_own(row)]
     return {
         "number": number,
         "first": rows[0],
         "claims": claims,
+        "again": again,
         "figures": [f"effect-{number:02d}-{outcome}" for outcome in ("return", "label")],
         "unmoved": _unmoved(rows),
         "own": own,
@@ -472,6 +504,11 @@ def _window_data(window: Window) -> Row:
         "action": [window.action_names[action] for action in window.action_T],
         "reward": [round(float(value), 4) for value in window.reward_T],
     }
+
+
+def _clip_data(clip: Clip) -> Row:
+    """The unedited window, with the edited one as its twin."""
+    return {**_window_data(clip.before), "arm": clip.arm, "twin": _window_data(clip.after)}
 
 
 def _number(value: float, digits: int = 3) -> str:

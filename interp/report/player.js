@@ -23,7 +23,7 @@ if (source) startPlayer(JSON.parse(source.textContent));
 
 function startPlayer(windows) {
   const find = (id) => document.getElementById(id);
-  const board = find("board"), strip = find("strip"), scrub = find("scrub"), play = find("play");
+  const board = find("board"), twin = find("twin"), strip = find("strip"), scrub = find("scrub"), play = find("play");
   const colours = { wall: "#4a5568", mine: "#975a16", generator: "#2b6cb0", altar: "#6b46c1", turret: "#c53030", lasery: "#b83280", armory: "#2f855a" };
   const spare = ["#2c7a7b", "#702459", "#744210", "#22543d"];
   const teams = ["#dd6b20", "#3182ce", "#38a169", "#805ad5"];
@@ -32,7 +32,13 @@ function startPlayer(windows) {
   const textColour = "#4a5568";
   let w = windows[0], at = 0, timer = null;
 
-  function drawBoard() {
+  function drawBoards() {
+    drawBoard(board, w);
+    twin.hidden = !w.twin;
+    if (w.twin) drawBoard(twin, w.twin);
+  }
+
+  function drawBoard(board, w) {
     const context = board.getContext("2d");
     const rows = w.map.length, cols = w.map[0].length, cell = board.width / Math.max(rows, cols);
     context.fillStyle = "#fff"; context.fillRect(0, 0, board.width, board.height);
@@ -71,7 +77,7 @@ function startPlayer(windows) {
     const ratio = window.devicePixelRatio || 1, width = strip.clientWidth || 640, height = 170;
     strip.width = Math.round(width * ratio); strip.height = Math.round(height * ratio); strip.style.height = `${height}px`;
     const context = strip.getContext("2d"), num = w.t.length;
-    const high = Math.max(1e-6, ...w.latent), left = 46, right = width - 12, top = 26, bottom = 112;
+    const high = Math.max(1e-6, ...w.latent, ...(w.twin ? w.twin.latent : [])), left = 46, right = width - 12, top = 26, bottom = 112;
     const pitch = (right - left) / Math.max(1, num - 1);
     const x = (step) => left + pitch * step, y = (value) => bottom - (bottom - top) * value / high;
     context.scale(ratio, ratio);
@@ -89,12 +95,17 @@ function startPlayer(windows) {
     });
     context.strokeStyle = "#a0aec0"; context.strokeRect(left, 120, right - left, 12);
     context.fillStyle = textColour; context.textBaseline = "top"; context.textAlign = "left";
-    context.fillText(`latent ${w.number}, peak at step ${w.peak}`, left, 6);
+    context.fillText(w.twin ? `latent ${w.number}, unedited and ${w.arm} (dashed); they part at step ${w.peak}` : `latent ${w.number}, peak at step ${w.peak}`, left, 6);
     context.fillText("label", 8, 120); context.fillText(`step ${w.t[0]}`, left, 144);
     context.textAlign = "right"; context.fillText(`step ${w.t[num - 1]}`, right, 144);
     context.strokeStyle = "#2b6cb0"; context.lineWidth = 2; context.lineJoin = "round"; context.beginPath();
-    w.latent.forEach((value, step) => context.lineTo(x(step), y(value)));
+    w.latent.forEach((value, step) => context.lineTo(x(step), y(Math.max(0, value))));
     context.stroke();
+    if (w.twin) {
+      context.strokeStyle = "#c05621"; context.setLineDash([5, 4]); context.beginPath();
+      w.twin.latent.forEach((value, step) => context.lineTo(x(step), y(Math.max(0, value))));
+      context.stroke(); context.setLineDash([]);
+    }
     context.strokeStyle = "#1a202c"; context.lineWidth = 1.5; context.beginPath();
     context.moveTo(x(at), top - 4); context.lineTo(x(at), 136); context.stroke();
     context.fillStyle = "#1a202c"; context.beginPath(); context.arc(x(at), y(w.latent[at]), 4, 0, 2 * Math.PI); context.fill();
@@ -106,10 +117,14 @@ function startPlayer(windows) {
     return made;
   }
 
+  function both(value) {
+    return w.twin ? `${value(w)} | ${value(w.twin)}` : value(w);
+  }
+
   function describe() {
     const carried = w.resources.map((name, index) => `${w.inventory[at][index]} ${name}`).filter((_, index) => w.inventory[at][index]);
-    const facts = [["step", w.t[at]], ["latent", w.latent[at].toFixed(3)], [w.label, w.truth[at] ? "yes" : "no"], ["action", w.action[at]],
-      ["reward", w.reward[at].toFixed(2)], ["carries", carried.join(" · ") || "nothing"]];
+    const facts = [["step", w.t[at]], ["latent", w.latent[at].toFixed(3)], [w.label, w.truth[at] ? "yes" : "no"], ["action", both((one) => one.action[at])],
+      ["reward", both((one) => one.reward[at].toFixed(2))], ["carries", carried.join(" · ") || "nothing"]];
     find("status").replaceChildren(...facts.map(([name, value]) => {
       const fact = element("div", "", name === "carries" ? "wide" : "");
       fact.append(element("dt", name), element("dd", value));
@@ -122,7 +137,7 @@ function startPlayer(windows) {
     scrub.value = at;
     scrub.setAttribute("aria-valuetext", `step ${w.t[at]}`);
     describe();
-    drawBoard(); drawStrip();
+    drawBoards(); drawStrip();
   }
 
   function stop() {

@@ -44,6 +44,7 @@ def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> DemoPipelineConf
         actors=actors,
         worlds_per_actor=worlds_per_actor,
         concepts_per_policy=1,
+        stability_seeds=1,
         train=TrainDemoConfig(
             worlds=("hazard",), seeds=(0,), budget_agent_steps=8 * 4096, num_checkpoints=5
         ),

@@ -22,7 +22,7 @@ from tests.jobs.small_study import FINDINGS, tables
 pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 RUN = "acme/foraging/abc123"
 TINY = """
-    --names hazard-s0 --study tiny --actors 2 --concepts-per-policy 1 --evaluate.num-episodes 6
+    --names hazard-s0 --study tiny --actors 2 --concepts-per-policy 1 --stability-seeds 1 --evaluate.num-episodes 6
     --record.num-episodes 40 --record.episodes-per-shard 8
     --sweep.d-sae 64 --sweep.samples 40000 --sweep.k 8 16 --sweep.l1 1.0 --sweep.target-l0 4.0 40.0
     --score.num-permutations 1500 --score.min-auroc 0.5 --score.max-q-value 0.2
@@ -124,14 +124,20 @@ def test_policies_of_a_wandb_run_in_a_store_on_s3_give_the_findings_of_the_files
     found = Study.from_json(store.get("studies/tiny/study.json").decode())
     lineage = {
         kind: [model.versions(table_id)[0] for table_id in getattr(found, kind)]
-        for kind in ("concepts", "effects", "lineages", "windows")
+        for kind in ("concepts", "effects", "verdicts", "lineages", "windows", "clips")
     }
     (concepts,), (effects,) = lineage["concepts"], lineage["effects"]
     policy = model.versions("hazard")[0]  # the last checkpoint was logged first
-    assert {policy["id"], concepts["id"]} == inputs_of(effects)
     recordings = {model.versions(one.recording_id)[0]["id"] for one in study.recordings}
     dictionaries = {model.versions(one.dict_id)[0]["id"] for one in study.dictionaries}
     assert recordings | dictionaries == inputs_of(concepts)
+    own = {model.versions(study.recordings[0].recording_id)[0]["id"]}
+    own |= {model.versions(study.dictionaries[0].dict_id)[0]["id"]}
+    steered = {policy["id"], concepts["id"], *own}
+    (untrained,) = inputs_of(effects) - steered
+    assert steered < inputs_of(effects)
+    assert untrained in {version["id"] for version in model.versions("hazard")}
+    assert inputs_of(model.versions(found.verdicts[0])[0]) == inputs_of(effects)
     assert policy["id"] in inputs_of(model.versions(study.recordings[0].recording_id)[0])
     (report,) = model.versions("report-tiny")
     assert {one["id"] for tables_ in lineage.values() for one in tables_} == inputs_of(report)

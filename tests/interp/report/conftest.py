@@ -1,5 +1,7 @@
 """A small report whose numbers are made up, as the tests of a page may be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from interp.comparison.evolution import LINEAGE_SCHEMA
 from interp.concepts.catalogue import CONCEPT_SCHEMA
 from interp.records import Window
-from interp.report.document import Report
+from interp.report.document import Clip, Report
 from interp.steering.effects import EFFECT_SCHEMA
 from interp.steering.verdicts import VERDICT_SCHEMA
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study, TrialEntry
@@ -206,6 +208,11 @@ def window(label: str) -> Window:
     )
 
 
+def moved(before: Window) -> Window:
+    """The same stretch with the agents one row further on."""
+    return replace(before, position_TA2=before.position_TA2 + np.int16(1))
+
+
 def make_report(name: str = "small", label: str = "wall") -> Report:
     effects = [
         effect_row(mode, dose, outcome)
@@ -234,7 +241,20 @@ def make_report(name: str = "small", label: str = "wall") -> Report:
             ],
             schema=VERDICT_SCHEMA,
         ),
+        stabilities=pa.Table.from_pylist(
+            [
+                {
+                    "policy_name": "forage-s0",
+                    "dict_id": "d-1",
+                    "latent": 3,
+                    "other_dict_id": "d-2",
+                    "cosine": 0.95,
+                    "random_cosine": 0.31,
+                }
+            ]
+        ),
         windows=(window(label), window(label)),
+        clips=(Clip(arm="add 1 at lstm.c", before=window(label), after=moved(window(label))),),
         label_definitions={label: "State: a wall stands next to the agent."},
     )
 
@@ -261,6 +281,8 @@ def empty() -> Report:
         effects=pa.table({}),
         lineages=pa.table({}),
         verdicts=pa.table({}),
+        stabilities=pa.table({}),
         windows=(),
+        clips=(),
         label_definitions={},
     )

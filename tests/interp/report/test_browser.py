@@ -88,6 +88,21 @@ def test_scrubbing_moves_the_step_and_the_picture(page) -> None:
     assert page.evaluate(picture) != before
 
 
+def test_a_clip_shows_the_same_step_before_and_after_the_edit(page) -> None:
+    picture = "document.getElementById('{}').toDataURL()".format
+    assert not page.locator("#twin").is_visible()
+    page.locator("#pick").select_option("2")
+    assert page.locator("#twin").is_visible()
+    assert step(page) == "15"
+    assert page.evaluate(picture("board")) != page.evaluate(picture("twin"))
+    before = page.evaluate(picture("twin"))
+    page.locator("#scrub").fill("1")
+    assert page.evaluate(picture("twin")) != before
+    assert "move | move" in page.locator("#status").inner_text()
+    page.locator("#pick").select_option("0")
+    assert not page.locator("#twin").is_visible()
+
+
 def test_the_arrow_keys_scrub(page) -> None:
     page.locator("#scrub").focus()
     page.keyboard.press("ArrowRight")

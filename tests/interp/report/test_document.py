@@ -37,10 +37,11 @@ def test_the_numbers_of_a_concept_are_on_the_page(report) -> None:
 
 def test_the_verdict_names_the_controls_that_were_not_beaten(report) -> None:
     html = render(report)
-    assert "beats every control" in html  # .9137 - .0213 lies above all of .8125, .7125, .6125
-    assert (
-        "best neuron and best principal direction better" in html
-    )  # .6543 + .0187 lies below both
+    assert "beats every control" in html  # .9137 - .0213 lies above all of .8225, .8125, .8025, ...
+    better = (
+        "best neuron and best principal direction and difference of means and linear probe better"
+    )
+    assert better in html  # .6543 + .0187 lies below all of them
 
 
 def test_a_control_inside_the_interval_is_level_and_one_above_it_is_better(report) -> None:
@@ -70,11 +71,23 @@ def test_an_effect_at_the_limit_of_random_directions_is_not_beyond_it(
     steered = replace(
         report, effects=changed(report.effects, random_direction_percentile=percentile)
     )
-    assert f"causal {causal}" in text_of(steered)
+    assert f"causal {causal}" in text_of(replace(steered, verdicts=pa.table({})))
+
+
+def test_where_there_are_verdicts_they_are_what_counts(report) -> None:
+    said = text_of(report)
+    assert "1 has the verdict “sufficient only”" in said
+    assert "causal 0 of 1" in said
+    assert "sufficient add 1.0 at lstm.c wall ↑" in said
+    assert "necessary: not confirmed" in said
+    assert "registered as g-0123" in said
+    assert "Other seeds of the dictionary: cosine 0.95 (random directions 0.31)" in said
 
 
 def test_an_effect_without_significance_is_not_causal(report) -> None:
-    text = text_of(replace(report, effects=changed(report.effects, q_value=0.05)))
+    text = text_of(
+        replace(report, verdicts=pa.table({}), effects=changed(report.effects, q_value=0.05))
+    )
     assert "causal 0 of 1" in text
     assert "none of these effects is shown to be the concept's own" in text
 

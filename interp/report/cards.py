@@ -1,0 +1,160 @@
+"""Concept cards: everything that is known of one concept of one policy, as JSON that other programs can read.
+
+    concept        the row of the table of concepts: scores, intervals, nulls, rivals, leads
+    labels         the same latent against every other label, the clearest first
+    claims         what was registered, what became of it, and the verdict
+    dose_response  effects on return and own label by site, mode and dose, with the range of the random directions
+    episodes       where it responded most: seed, agent, steps, from which the episode is played again, and the values
+    clip           the first seed that the claimed edit changes: where the two part, and how to play both
+    stability      the cosine with which dictionaries of other seeds have it
+    evolution      its scores over the checkpoints of the run
+
+No picture and no episode is stored in a card: seeds are, and an episode is a function of them.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from interp.records import Window
+from interp.report.document import Clip, Report
+
+Card = dict[str, Any]
+_IDENTITY = ("policy_id", "policy_name", "concept", "label", "latent")
+
+
+def cards(report: Report) -> dict[str, Card]:
+    """The cards of all concepts that were steered, by a name that is safe for a file."""
+    claimed: dict[tuple[str, str], list[Card]] = {}
+    for row in report.verdicts.to_pylist():
+        claimed.setdefault((row["policy_name"], row["concept"]), []).append(row)
+    found = {}
+    for (policy_name, concept), claims in claimed.items():
+        name = f"{policy_name}-{concept}".replace(":", "-").replace(" ", "-").replace("/", "-")
+        found[name] = _card(report, policy_name, concept, claims)
+    return found
+
+
+def _card(report: Report, policy_name: str, concept: str, claims: list[Card]) -> Card:
+    def about(table: pa.Table) -> list[Card]:
+        return [
+            row
+            for row in table.to_pylist()
+            if row["policy_name"] == policy_name and row.get("concept") == concept
+        ]
+
+    scored = about(report.concepts)
+    own = scored[0] if scored else None
+    others = (
+        [
+            row
+            for row in report.concepts.to_pylist()
+            if (row["policy_name"], row["dict_id"], row["latent"])
+            == (policy_name, own["dict_id"], own["latent"])
+        ]
+        if own
+        else []
+    )
+    label = claims[0]["label"]
+    return _plain(
+        {
+            "study": report.study.study,
+            "policy": policy_name,
+            "policy_id": claims[0]["policy_id"],
+            "name": concept,
+            "label": label,
+            "definition": report.label_definitions.get(label),
+            "verdict": claims[0]["verdict"],
+            "registration": claims[0]["registration_id"],
+            "concept": own,
+            "labels": [
+                {name: row[name] for name in _LABEL_COLUMNS}
+                for row in sorted(others, key=_distance_from_chance, reverse=True)
+            ],
+            "claims": [
+                {name: value for name, value in row.items() if name not in _IDENTITY}
+                for row in claims
+            ],
+            "dose_response": [
+                {name: row[name] for name in _DOSE_COLUMNS}
+                for row in about(report.effects)
+                if row["outcome"] in ("return", label)
+            ],
+            "episodes": [
+                _episode(window)
+                for window in report.windows
+                if (window.policy_name, window.concept) == (policy_name, concept)
+            ],
+            "clip": next(
+                (
+                    _clip(clip)
+                    for clip in report.clips
+                    if (clip.before.policy_name, clip.before.concept) == (policy_name, concept)
+                ),
+                None,
+            ),
+            "stability": [
+                {name: row[name] for name in ("other_dict_id", "cosine", "random_cosine")}
+                for row in report.stabilities.to_pylist()
+                if own and (row["dict_id"], row["latent"]) == (own["dict_id"], own["latent"])
+            ],
+            "evolution": [
+                {name: row[name] for name in _LINEAGE_COLUMNS} for row in about(report.lineages)
+            ],
+        }
+    )
+
+
+_LABEL_COLUMNS = (
+    *("label", "kind", "auroc", "auroc_lo", "auroc_hi", "p_value", "q_value", "null"),
+    *("base_rate", "n_episodes"),
+)
+_DOSE_COLUMNS = (
+    *("site", "mode", "dose", "outcome", "base", "difference", "lo", "hi", "p_value", "q_value"),
+    *("random_lo", "random_hi", "random_direction_percentile", "n_episodes"),
+)
+_LINEAGE_COLUMNS = (
+    *("step", "auroc", "auroc_lo", "auroc_hi", "null_hi", "probe_auroc", "firing_rate"),
+    *("emergence_step", "n_episodes"),
+)
+
+
+def _distance_from_chance(row: Mapping[str, Any]) -> float:
+    auroc = row["auroc"]
+    return 0.0 if auroc is None or math.isnan(auroc) else abs(auroc - 0.5)
+
+
+def _episode(window: Window) -> Card:
+    return {
+        "world": window.world,
+        "env_seed": window.env_seed,
+        "agent": window.agent,
+        "peak_step": window.peak_t,
+        "first_step": int(window.t[0]),
+        "latent": [float(value) for value in window.latent_T],
+        "label_holds": window.label_T.tolist(),
+    }
+
+
+def _clip(clip: Clip) -> Card:
+    return {
+        "arm": clip.arm,
+        "divergence_step": clip.before.peak_t,
+        "before": _episode(clip.before),
+        "after": _episode(clip.after),
+    }
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """NaN and infinity are not JSON: what has no value is null."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {name: _plain(inner) for name, inner in value.items()}
+        case list():
+            return [_plain(inner) for inner in value]
+        case _:
+            return value
