@@ -1,21 +1,26 @@
-"""Dictionaries of a store, and their exchange with SAELens: cfg.json and sae_weights.safetensors.
+"""Dictionaries of a store: how good they are, and their exchange with SAELens (cfg.json and sae_weights.safetensors).
 
 What is written takes recorded activations as they are, centring and scaling included, and SAELens opens it with
 SAE.load_from_disk. What is read is data alone: nothing of SAELens is needed, and no code of a file runs.
 """
 
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import pyarrow as pa
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from cluster import dictionaries
+from cluster.evaluation import EvaluationConfig
+from cluster.laboratory import Laboratory
+from cluster.splicing import plan_splice
 from cluster.staging import Split
 from cluster.store import Store
 from interp.dictionaries.saelens import (
@@ -25,6 +30,9 @@ from interp.dictionaries.saelens import (
     from_saelens,
     to_saelens,
 )
+from interp.steering.splicing import UNTOUCHED
+from jobs.factories import allow_factories
+from jobs.main import run_as_module
 from jobs.progress import Reporter
 
 
@@ -70,10 +78,33 @@ class Import:
     """Folder or s3://bucket/prefix in which everything rests."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Splice:
+    """How much of its play does the policy keep with a dictionary in the loop? Prints a table and its id.
+
+    Every step's activation is replaced by what the dictionary makes of it, beside the mean row, zero and a dictionary
+    of random directions, on the same seeds. docs/dictionaries.md tells how to read it.
+    """
+
+    dictionary: Annotated[str, tyro.conf.Positional]
+    """Dictionary id; `sparsight dictionaries list` shows them."""
+    recording: str | None = None
+    """Recording of the policy to play; by default the one that the dictionary was trained on."""
+    episodes: EvaluationConfig = field(default_factory=EvaluationConfig)
+    split: Split = field(default_factory=Split)
+    seed: int = 0
+    """Of the random directions and of the intervals."""
+    factory: tuple[str, ...] = ()
+    """package.module:callable that makes the policy's network, if it is one of your own; actors import it too."""
+    store: str = "./store"
+    """Folder or s3://bucket/prefix in which everything rests."""
+
+
 Verb = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[Splice, tyro.conf.subcommand("splice")]
 )
 
 
@@ -88,6 +119,8 @@ def main(arguments: Sequence[str]) -> None:
             write(store, export)
         case Import() as import_:
             read(store, import_)
+        case Splice() as splice:
+            play(store, splice)
 
 
 def print_list(store: Store) -> None:
@@ -143,3 +176,55 @@ def read(store: Store, config: Import) -> None:
         f"{entry.dead_fraction:.0%} dead",
     )
     print(entry.dict_id)
+
+
+def play(store: Store, config: Splice) -> None:
+    """Plays it, or finds that it was played, and prints the figures."""
+    allow_factories(config.factory)
+    task = plan_splice(
+        store,
+        config.dictionary,
+        recording_id=config.recording,
+        config=config.episodes,
+        split=config.split,
+        seed=config.seed,
+    )
+    store.probe()
+    reporter = Reporter()
+    with (
+        Laboratory(store, num_actors=1, factories=config.factory, say=reporter.say) as laboratory,
+        reporter.stage("splice") as stage,
+    ):
+        laboratory.watch("splice", stage)
+        (figures,) = laboratory.answer([task], stage.update)
+    reporter.console.print(splice_view(figures))
+    print(task.question.id)
+
+
+def splice_view(figures: pa.Table) -> Table:
+    """A column for each thing that the site was replaced by, a line for each metric; 95 % over episodes."""
+    rows = figures.to_pylist()
+    of = {(row["replaced_by"], row["metric"]): row for row in rows}
+    ways = [way for way in dict.fromkeys(row["replaced_by"] for row in rows) if way != UNTOUCHED]
+    table = Table(
+        title=f"What is left of its play, {rows[0]['n_episodes']} episodes, with intervals of 95 %\n"
+        f"untouched, its return is {_figure(of[UNTOUCHED, 'return'])}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("replaced by", no_wrap=True)
+    for way in ways:
+        table.add_column(way, justify="right")
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        table.add_row(metric, *(_figure(of[way, metric]) for way in ways))
+    return table
+
+
+def _figure(row: Mapping[str, Any]) -> str:
+    if math.isnan(row["value"]):
+        return "undefined"
+    return f"{row['value']:.3g} [{row['lo']:.3g}, {row['hi']:.3g}]"
+
+
+if __name__ == "__main__":
+    run_as_module("dictionaries")
