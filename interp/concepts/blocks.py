@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from interp.concepts.lags import Targets
 from interp.concepts.ranks import centred_ranks
-from interp.concepts.scoring import BLOCK_FEATURES, null_kind, rank_auroc
+from interp.concepts.scoring import BLOCK_FEATURES, AurocTable, auroc, null_kind, rank_auroc
 from interp.stats.multiplicity import Largest, benjamini_hochberg, max_t
 from interp.stats.permutation import (
     EPISODE_SIGN_FLIP,
@@ -103,7 +103,7 @@ def score_block(
         null_auroc_FC[:, c] = np.abs(null.null_BF).mean(0) / num_pairs
         largest_B = np.fmax(largest_B, np.fmax.reduce(np.abs(z.null_BF), axis=1, initial=0.0))
     return BlockScores(
-        auroc_FC=_known_auroc(feature_ESF, targets),
+        auroc_FC=known_auroc(feature_ESF, targets),
         p_FC=p_FC,
         z_FC=z_FC,
         null_auroc_FC=null_auroc_FC,
@@ -178,18 +178,25 @@ def blocks_of(num_features: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK_FEATURES, num_features))
 
 
-def _known_auroc(
+def known_auroc(
     feature_ESF: Float32[np.ndarray, "E S F"], targets: Targets
 ) -> Float64[np.ndarray, "F C"]:
     """AUROC of each label on the samples where it is known; labels known at the same samples are ranked together."""
     auroc_FC = np.full((feature_ESF.shape[2], targets.label_ESC.shape[2]), np.nan)
-    groups: dict[bytes, list[int]] = {}
-    for c, known_ES in enumerate(np.moveaxis(targets.known_ESC, 2, 0)):
-        groups.setdefault(np.packbits(known_ES).tobytes(), []).append(c)
-    for columns in groups.values():
-        known_ES: Bool[np.ndarray, "E S"] = targets.known_ESC[..., columns[0]]
-        if known_ES.any():
-            auroc_FC[:, columns] = rank_auroc(
-                feature_ESF, targets.label_ESC[..., columns], known_ES
-            )
+    for columns, known_ES in targets.alike():
+        auroc_FC[:, columns] = rank_auroc(feature_ESF, targets.label_ESC[..., columns], known_ES)
     return auroc_FC
+
+
+def known_table(feature_ESF: Float32[np.ndarray, "E S F"], targets: Targets) -> AurocTable:
+    """AUROCs and influences, every label on the samples where it is known; NaN and 0 where it is nowhere."""
+    num_episodes, _, num_features = feature_ESF.shape
+    num_labels = targets.label_ESC.shape[2]
+    table = AurocTable(
+        np.full((num_features, num_labels), np.nan),
+        np.zeros((num_episodes, num_features, num_labels), np.float32),
+    )
+    for columns, known_ES in targets.alike():
+        some = auroc(feature_ESF, targets.label_ESC[..., columns], known_ES)
+        table.auroc_FC[:, columns], table.influence_EFC[..., columns] = some
+    return table

@@ -13,21 +13,20 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Float32
 
-from interp.concepts.blocks import score_all
+from interp.concepts.blocks import known_auroc, known_table, score_all
 from interp.concepts.detection import average_precision, count, detect, event_coverage
 from interp.concepts.generality import generality, moments
 from interp.concepts.lags import Targets
 from interp.concepts.rivals import Lead, Rival, best_of, compare, feature_sets, values
 from interp.concepts.scoring import (
     AurocTable,
-    auroc,
+    ThresholdedF1,
     auroc_interval,
     best_threshold_f1,
-    rank_auroc,
 )
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
-from interp.worlds.labels import LABELS, WorldLabel
+from interp.worlds.labels import LABELS, WorldLabel, label_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +104,8 @@ CONCEPT_SCHEMA = pa.schema(
         ("event_coverage", pa.float64()),
         ("generality", pa.string()),
         ("effective_episodes", pa.float64()),
+        ("strength", pa.float64()),
+        ("evidence", pa.float64()),
     ]
 )
 """One row per live latent and label. `concept` is null but for the latent that stands for its label; `scale` is the
@@ -113,7 +114,9 @@ with the label. `family_p_value` is adjusted for all pairs by max-T; `phi` (Matt
 the share of the label's events that are covered are of the latent above `threshold`; `generality` says in how many
 episodes it fires (`interp.concepts.generality`); `average_precision` is to be compared with `base_rate`. Of a concept,
 `lead` is its AUROC minus that of `strongest_rival`, and `beats` names the rivals of which it is surely ahead; both are
-null for other pairs."""
+null for other pairs.
+How far a row is to be trusted is two numbers: `strength`, the held-out AUROC, and `evidence`, 1 - q; NaN if the label
+was not tested."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +155,10 @@ def score_concepts(
     live = np.flatnonzero(live_F)
     train_ESF, held_out_ESF = train_ESF[..., live], held_out_ESF[..., live]
 
-    train_auroc_FL = rank_auroc(train_ESF, train.label_ESL, train.mask_ES)
-    held_out_table = auroc(held_out_ESF, held_out.label_ESL, held_out.mask_ES)
+    train_targets, targets = train.targets, held_out.targets
+    train_auroc_FL = known_auroc(train_ESF, train_targets)
+    held_out_table = known_table(held_out_ESF, targets)
     interval = auroc_interval(held_out_table, num_resamples=config.num_resamples, seed=seed)
-    targets = Targets.known(held_out.label_ESL, held_out.mask_ES)
     scores = score_all(
         held_out_ESF,
         targets,
@@ -163,15 +166,12 @@ def score_concepts(
         min_positive_episodes=config.min_active_episodes,
         seed=seed,
     )
-    f1_FL, threshold_FL = best_threshold_f1(
-        train_ESF,
-        train.label_ESL,
-        train.mask_ES,
-        held_out_ESF,
-        held_out.label_ESL,
-        held_out.mask_ES,
-    )
-    average_precision_FL = average_precision(held_out_ESF, held_out.label_ESL, held_out.mask_ES)
+    f1_FL, threshold_FL = _known_f1(train_ESF, train_targets, held_out_ESF, targets)
+    average_precision_FL = np.full(held_out_table.auroc_FC.shape, np.nan)
+    for columns, known_ES in targets.alike():
+        average_precision_FL[:, columns] = average_precision(
+            held_out_ESF, targets.label_ESC[..., columns], known_ES
+        )
     detected = detect(count(held_out_ESF, targets, threshold_FL))
     covered_FL = event_coverage(held_out_ESF, targets, threshold_FL, num_agents=held_out.num_agents)
     spread = generality(
@@ -182,24 +182,25 @@ def score_concepts(
     )
     rivals = _rivals(policy, random_init, config, seed=seed)
     concept_of = _representatives(train_auroc_FL, held_out_table.auroc_FC, scores.q_FC, config)
-
     leads = _leads(concept_of, held_out_table, rivals, config, seed=seed)
 
     fires_NF = held_out_ESF[held_out.mask_ES] > 0
-    label_NL = held_out.label_ESL[held_out.mask_ES]
     firing_F = fires_NF.mean(0)
-    precision_FL = (fires_NF.T.astype(np.float32) @ label_NL.astype(np.float32)) / np.maximum(
-        fires_NF.sum(0), 1
-    )[:, None]
-    base_L = label_NL.mean(0)
-    scale_F = _scales(train_ESF[train.mask_ES])
+    label_NL, known_NL = (x[held_out.mask_ES] for x in (targets.label_ESC, targets.known_ESC))
+    hits_FL, firings_FL = (
+        (fires_NF.T.astype(np.float32) @ fact_NL.astype(np.float32)).astype(np.float64)
+        for fact_NL in (label_NL, known_NL)
+    )
+    precision_FL = hits_FL / np.maximum(firings_FL, 1)
+    base_L = label_NL.sum(0) / np.maximum(known_NL.sum(0), 1)
+    scale_F = scales(train_ESF[train.mask_ES])
     rows = [
         {
             **identity,
             "concept": f"{label}:{live[f]}" if concept_of.get(ell) == f else None,
             "latent": int(live[f]),
             "label": label,
-            "kind": known_labels[label].kind,
+            "kind": label_named(label, known_labels).kind,
             "auroc": float(held_out_table.auroc_FC[f, ell]),
             "auroc_lo": float(interval.lo[f, ell]),
             "auroc_hi": float(interval.hi[f, ell]),
@@ -228,6 +229,8 @@ def score_concepts(
             "event_coverage": float(covered_FL[f, ell]),
             "generality": spread.kind_F[f],
             "effective_episodes": float(spread.effective_episodes_F[f]),
+            "strength": float(held_out_table.auroc_FC[f, ell]),
+            "evidence": float(1 - scores.q_FC[f, ell]),
         }
         for ell, label in enumerate(labels)
         for f in range(len(live))
@@ -291,6 +294,29 @@ def _lead_columns(lead: Lead | None) -> dict[str, object]:
     }
 
 
+def _known_f1(
+    train_ESF: Float32[np.ndarray, "E S F"],
+    train: Targets,
+    held_out_ESF: Float32[np.ndarray, "E_ S_ F"],
+    held_out: Targets,
+) -> ThresholdedF1:
+    """F1 and threshold of every label on the samples where it is known; NaN where it is nowhere."""
+    shape = (train_ESF.shape[2], train.label_ESC.shape[2])
+    scores = ThresholdedF1(np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32))
+    for columns, train_known_ES in train.alike():
+        for others, known_ES in held_out.alike():
+            if shared := [column for column in columns if column in others]:
+                scores.f1_FC[:, shared], scores.threshold_FC[:, shared] = best_threshold_f1(
+                    train_ESF,
+                    train.label_ESC[..., shared],
+                    train_known_ES,
+                    held_out_ESF,
+                    held_out.label_ESC[..., shared],
+                    known_ES,
+                )
+    return scores
+
+
 def _representatives(
     train_auroc_FL: Float[np.ndarray, "F L"],
     held_out_auroc_FL: Float[np.ndarray, "F L"],
@@ -316,7 +342,7 @@ def _representatives(
     return chosen
 
 
-def _scales(latent_NF: Float32[np.ndarray, "N F"]) -> Float[np.ndarray, " F"]:
+def scales(latent_NF: Float32[np.ndarray, "N F"]) -> Float[np.ndarray, " F"]:
     """99th percentile of each latent over the rows where it fires; 0 if it never does."""
     return np.array(
         [

@@ -46,6 +46,14 @@ class Targets:
         """Samples that are left out of each label's scores."""
         return (self.mask_ES[..., None] & ~self.known_ESC).sum((0, 1))
 
+    def alike(self) -> list[tuple[list[int], Bool[np.ndarray, "E S"]]]:
+        """Columns of the labels that are known at the same samples, and these; without those known nowhere."""
+        groups: dict[bytes, list[int]] = {}
+        for c, known_ES in enumerate(np.moveaxis(self.known_ESC, 2, 0)):
+            groups.setdefault(np.packbits(known_ES).tobytes(), []).append(c)
+        shared = [(columns, self.known_ESC[..., columns[0]]) for columns in groups.values()]
+        return [(columns, known_ES) for columns, known_ES in shared if known_ES.any()]
+
     def select(self, sample_S: Int64[np.ndarray, " S_"]) -> "Targets":
         """The samples at these places of every episode, for instance those of every fourth step."""
         return Targets(

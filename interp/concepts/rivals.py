@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from interp.concepts.scoring import auroc, best_feature, rank_auroc
+from interp.concepts.blocks import known_auroc, known_table
+from interp.concepts.scoring import best_feature
 from interp.concepts.tracks import Tracks
 from interp.features.feature_set import FeatureSet
 from interp.features.sources import (
@@ -56,14 +57,15 @@ def feature_sets(
 ) -> dict[str, FeatureSet]:
     """Everything but the untrained policy, fitted on training episodes."""
     x_ND, label_NL = train.activation_ESD[train.mask_ES], train.label_ESL[train.mask_ES]
-    names = train.label_names
+    known_NL = None if train.known_ESL is None else train.known_ESL[train.mask_ES]
+    labelled = {"names": train.label_names, "known_NL": known_NL}
     return {
         "neuron": neurons(site, x_ND),
         "pca": principal_components(site, x_ND, num=num_pca),
-        "diff_in_means": mean_differences(site, x_ND, label_NL, names=names),
-        "probe": probes(site, x_ND, label_NL, names=names),
+        "diff_in_means": mean_differences(site, x_ND, label_NL, **labelled),
+        "probe": probes(site, x_ND, label_NL, **labelled),
         "sparse_probe": sparse_probes(
-            site, x_ND, label_NL, names=names, k=min(sparse_units, x_ND.shape[1])
+            site, x_ND, label_NL, **labelled, k=min(sparse_units, x_ND.shape[1])
         ),
         "random_direction": random_features(site, x_ND, num=num_random, seed=seed),
     }
@@ -82,11 +84,11 @@ def best_of(
     held_out: Tracks,
 ) -> Rival:
     """For each label the feature that is farthest from chance on training episodes."""
-    train_FL = rank_auroc(train_ESF, train.label_ESL, train.mask_ES)
+    train_FL = known_auroc(train_ESF, train.targets)
     index_L = best_feature(train_FL, train_FL).index_C
     columns = np.arange(len(index_L))
     sign_L = np.where(train_FL[index_L, columns] < 0.5, -1, 1)
-    table = auroc(held_out_ESF[..., index_L], held_out.label_ESL, held_out.mask_ES)
+    table = known_table(held_out_ESF[..., index_L], held_out.targets)
     return Rival(
         0.5 + sign_L * (table.auroc_FC[columns, columns] - 0.5),
         (sign_L * table.influence_EFC[:, columns, columns]).astype(np.float32),

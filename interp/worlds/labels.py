@@ -17,6 +17,9 @@ A label of your own takes five lines and is recorded like the others:
     def altar_alone(scene: Scene) -> Bool[np.ndarray, "T A"]:
         '''State: an altar stands within distance 3 and no enemy is in view.'''
         return scene.near("altar", 3) & ~enemy_detection(scene)
+
+Wherever a label may be named, so may one made of labels: `altar_alone@within5`, `carrying_ore&!landmark`
+(`interp.worlds.expressions`).
 """
 
 import difflib
@@ -25,13 +28,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int16, Int32, Int64
 from scipy import ndimage
 
 from interp.records import Facts, LabelKind, Trace, VariableLabel
+from interp.worlds.expressions import NAME, Judged, Name, looks_ahead, parse, parts_of
 from interp.worlds.paths import FAR, steps_to
 
 HORIZON = 3
@@ -147,6 +150,10 @@ def label(name: str, *, kind: LabelKind) -> Callable[[LabelFunction], LabelFunct
 
     def register(compute: LabelFunction) -> LabelFunction:
         definition = " ".join((compute.__doc__ or "").split())
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"label {name!r}: wanted letters, digits, _ . or -, beginning with a letter; other signs combine labels"
+            )
         if not definition:
             raise ValueError(f"label {name!r} has no docstring; write its exact definition there")
         if name in _registry and _origin(_registry[name].compute) != _origin(compute):
@@ -160,27 +167,79 @@ def label(name: str, *, kind: LabelKind) -> Callable[[LabelFunction], LabelFunct
     return register
 
 
-WorldLabel = Label | VariableLabel
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DerivedLabel:
+    """A label made of others."""
+
+    name: str
+    kind: LabelKind
+    """That of its parts if they have one, else "mixed"."""
+    definition: str
+
+
+WorldLabel = Label | VariableLabel | DerivedLabel
 """What every world's labels have in common: a name, a kind and a definition."""
 
 
+def label_named(name: str, known: Mapping[str, WorldLabel]) -> WorldLabel:
+    """The label of that name, or the one that an expression makes of those of the world.
+
+    Raises:
+        ValueError: an expression that cannot be read, or a part that is no label of the world.
+    """
+    expression = parse(name, known)
+    if isinstance(expression, Name):
+        return _plain_label(expression.name, known)
+    parts = [_plain_label(part, known) for part in parts_of(expression)]
+    kinds: set[LabelKind] = {part.kind for part in parts}
+    ahead = (
+        " Known up to where its windows pass the episode's end." if looks_ahead(expression) else ""
+    )
+    return DerivedLabel(
+        name=name,
+        kind=parts[0].kind if len(kinds) == 1 else "mixed",
+        definition=f"{name}, where{ahead} "
+        + " ".join(f"[{part.name}] {part.definition}" for part in parts),
+    )
+
+
 def check_labels(names: Sequence[str], known: Mapping[str, WorldLabel]) -> None:
-    """Raises ValueError if one of the names is no label of the world whose labels are `known`."""
+    """Raises ValueError if one of the names is no label of the world whose labels are `known`, nor made of them."""
     for name in names:
-        _label_named(name, known)
+        label_named(name, known)
+
+
+def label_parts(names: Sequence[str], known: Mapping[str, WorldLabel]) -> tuple[str, ...]:
+    """The plain labels that those names are made of, each once: what a recording has to keep."""
+    check_labels(names, known)
+    return tuple(dict.fromkeys(part for name in names for part in parts_of(parse(name, known))))
 
 
 def compute_labels(
     facts: Facts | Trace, names: Sequence[str] | None = None
 ) -> dict[str, Bool[np.ndarray, "T A"]]:
-    """The named labels of one episode, or all that its world has, in the order asked for."""
+    """The named labels of one episode, or all that its world has, in the order asked for.
+
+    False where a label is not known, which those with a horizon are not near the end; see `judge_labels`.
+    """
+    return {name: judged.true_TA for name, judged in judge_labels(facts, names).items()}
+
+
+def judge_labels(facts: Facts | Trace, names: Sequence[str] | None = None) -> dict[str, Judged]:
+    """As `compute_labels`, with where each of them is known."""
+    known = facts.labels if isinstance(facts, Trace) else LABELS
+    chosen = tuple(known if names is None else names)
+    truth = _plain_truth(facts, label_parts(chosen, known))
+    return {name: parse(name, known).judge(truth) for name in chosen}
+
+
+def _plain_truth(facts: Facts | Trace, names: Sequence[str]) -> dict[str, Bool[np.ndarray, "T A"]]:
     if isinstance(facts, Trace):
-        chosen = facts.labels if names is None else names
-        return {name: _in_range(_label_named(name, facts.labels), facts) for name in chosen}
+        return {name: _in_range(facts.labels[name], facts) for name in names}
     scene = Scene(facts)
     truth = {}
-    for name in LABELS if names is None else names:
-        truth[name] = _label_named(name, LABELS).compute(scene)
+    for name in names:
+        truth[name] = LABELS[name].compute(scene)
         found, wanted = truth[name], (scene.num_steps, scene.num_agents)
         if found.dtype != np.bool_ or found.shape != wanted:
             raise ValueError(
@@ -381,10 +440,7 @@ def _origin(function: LabelFunction) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-KnownLabel = TypeVar("KnownLabel", bound=WorldLabel)
-
-
-def _label_named(name: str, known: Mapping[str, KnownLabel]) -> KnownLabel:
+def _plain_label(name: str, known: Mapping[str, WorldLabel]) -> WorldLabel:
     if name in known:
         return known[name]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)

@@ -288,10 +288,9 @@ class _Sightings:
         by distance.
         """
         at_S = np.arange(clock, self.clock + 1) % self._num_states
-        for column in range(self._num_tokens):
-            if not self._is_own(self._tokens[:, rows, column, 0][at_S]).any():
-                return self._tokens[:, rows, :column][at_S]
-        return self._tokens[:, rows][at_S]
+        is_own_n = np.atleast_1d(self._is_own(self._tokens[:, rows, :, 0][at_S]).any((0, 1)))
+        num_own = len(is_own_n) if is_own_n.all() else int(is_own_n.argmin())
+        return self._tokens[:, rows, :num_own][at_S]
 
     def _is_own(self, location: UInt8[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
         return (location == GLOBAL) | (location == self.centre)
@@ -391,16 +390,14 @@ class _Scribe:
     def _position(self, states: UInt8[np.ndarray, "S A N 3"]) -> Int16[np.ndarray, "S A 2"]:
         if not self._vocabulary.tells_position:
             return np.array(self._queried_positions, np.int16)
-        feature = self._vocabulary.features
         is_global = states[..., 0] == GLOBAL
-
-        def displacement(name: str) -> Int16[np.ndarray, "S A"]:
-            token = is_global & (states[..., 1] == feature[name])
-            return (states[..., 2] * token).sum(-1, dtype=np.int16)
-
-        rows = displacement("lp:south") - displacement("lp:north")
-        cols = displacement("lp:east") - displacement("lp:west")
-        return self._spawn_A2 + np.stack([rows, cols], -1)
+        south, north, east, west = (
+            (
+                states[..., 2] * (is_global & (states[..., 1] == self._vocabulary.features[name]))
+            ).sum(-1, dtype=np.int16)
+            for name in ("lp:south", "lp:north", "lp:east", "lp:west")
+        )
+        return self._spawn_A2 + np.stack([south - north, east - west], -1)
 
     def _inventory(self, states: UInt8[np.ndarray, "S A N 3"]) -> Int16[np.ndarray, "S A I"]:
         """Own inventory: tokens at the centre of the window; `inv:x:p1` carries the multiples of 256."""

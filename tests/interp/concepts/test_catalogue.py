@@ -77,7 +77,9 @@ def test_every_score_is_in_the_row_of_its_latent_and_label() -> None:
     rate = known["base_rate"]
     entropy = -rate * np.log2(rate) - (1 - rate) * np.log2(1 - rate)
     assert known["mutual_information_bits"] == pytest.approx(entropy, abs=0.01)
+    assert known["strength"] == known["auroc"] and known["evidence"] == 1 - known["q_value"] > 0.9
     noise = rows[2, "carrying_ore"]
+    assert noise["strength"] == noise["auroc"] and noise["evidence"] == 1 - noise["q_value"] < 0.9
     assert noise["concept"] is None
     assert noise["average_precision"] == pytest.approx(noise["base_rate"], abs=0.05)
     assert abs(noise["phi"]) < 0.1 and abs(noise["selectivity"]) < 0.03
@@ -105,3 +107,48 @@ def test_a_dictionary_without_a_live_latent_has_an_empty_table() -> None:
     silent = table(2.0)
     assert silent.num_rows == 0
     assert silent.schema == CONCEPT_SCHEMA
+
+
+def _rounded(value: object) -> object:
+    return pytest.approx(value, rel=1e-12) if isinstance(value, float) else value
+
+
+def test_a_label_that_is_not_known_near_the_end_is_scored_where_it_is_and_changes_no_other() -> (
+    None
+):
+    """Unit 0 is then false exactly where the label is not known, so that only a fair score is perfect."""
+
+    def cut(whole: Tracks, *, is_cut: bool) -> Tracks:
+        known_ESL = np.ones_like(whole.label_ESL)
+        known_ESL[:, -10:, 0] = False
+        x_ESD = whole.activation_ESD.copy()
+        x_ESD[:, -10:, 0] = 1
+        return replace(
+            whole,
+            label_ESL=whole.label_ESL & known_ESL,
+            known_ESL=known_ESL if is_cut else None,
+            activation_ESD=x_ESD,
+            label_names=("battery_proximity@within5", "carrying_ore"),
+        )
+
+    def scored(*, is_cut: bool) -> dict:
+        policy = Representation(
+            train=cut(tracks(0), is_cut=is_cut),
+            held_out=cut(tracks(1), is_cut=is_cut),
+            dictionary=units(0.0),
+        )
+        identity = {"policy_id": "p", "policy_name": "n", "dict_id": "d", "site": "lstm.h"}
+        found = score_concepts(policy, replace(policy), CONFIG, seed=0, identity=identity)
+        return {(row["latent"], row["label"]): row for row in found.to_pylist()}
+
+    rows, before = scored(is_cut=True), scored(is_cut=False)
+    soon = rows[0, "battery_proximity@within5"]
+    assert soon["concept"] == "battery_proximity@within5:0" and soon["kind"] == "object-based"
+    for figure in ("auroc", "average_precision", "f1", "precision", "neuron_auroc", "phi"):
+        assert soon[figure] == 1, figure
+    assert before[0, "battery_proximity@within5"]["auroc"] < 0.9
+    for latent in range(3):
+        now, then = rows[latent, "carrying_ore"], before[latent, "carrying_ore"]
+        # sums over other numbers of columns may round otherwise
+        changed = {name for name in now if now[name] not in (then[name], _rounded(then[name]))}
+        assert changed <= {"q_value", "evidence", "family_p_value"}  # they are of all pairs

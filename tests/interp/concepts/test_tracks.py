@@ -88,3 +88,37 @@ def test_it_works_on_a_slice_of_a_table() -> None:
     folded = Tracks.of(whole.slice(4 * AGENTS), site="lstm.h", labels=())
     assert folded.env_seed_E.tolist() == [2]
     assert (folded.activation_ESD[..., 0] == 2).all()
+
+
+def test_labels_made_of_recorded_ones_are_judged_at_every_step_before_some_are_left_out() -> None:
+    table = recording(episode(1, 7), episode(2, 4))
+    names = ("even&first_agent", "first_agent@within3")
+    folded = Tracks.of(table, site="lstm.h", labels=names, stride_steps=2)
+    targets = folded.targets
+    both_TA = folded.label("even&first_agent")[0].reshape(-1, AGENTS)
+    assert both_TA.tolist() == [[True, False]] * 4  # steps 0, 2, 4, 6
+    known_TA = targets.known_ESC[0, :, 1].reshape(-1, AGENTS)
+    assert known_TA.tolist() == [[True] * 2, [True] * 2, [False] * 2, [False] * 2]
+    assert (
+        folded.label("first_agent@within3")[0].reshape(-1, AGENTS)[:2].tolist()
+        == [[True, False]] * 2
+    )
+    assert targets.known_ESC[1, :, 1].reshape(-1, AGENTS)[:, 0].tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert targets.known_ESC[..., 0].sum() == folded.mask_ES.sum()
+    joined = Tracks.joined([folded.select(np.array([False, True])), folded])
+    np.testing.assert_array_equal(joined.targets.known_ESC[1:], targets.known_ESC)
+
+
+def test_a_horizon_wants_every_step() -> None:
+    table = recording(episode(1, 7))
+    every_second = table.filter(np.repeat(np.arange(7) % 2 == 0, AGENTS))
+    with pytest.raises(ValueError, match=r"looks ahead, but the episode of env_seed 1 lacks steps"):
+        Tracks.of(every_second, site="lstm.h", labels=("even@within3",))
+    Tracks.of(every_second, site="lstm.h", labels=("!even",))
+    with pytest.raises(ValueError, match=r"label 'odd' was not recorded"):
+        Tracks.of(table, site="lstm.h", labels=("even&odd",))
