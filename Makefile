@@ -18,7 +18,7 @@ unexport METTAGRID_OBS_THREADS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test chaos check lint types layers dependencies spelling bench clean
+.PHONY: help venv demo test chaos check lint types layers dependencies spelling manifests docs bench clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,7 +54,7 @@ test: $(DEV_STAMP)  ## run the test suite (PYTEST_ARGS='-k store' narrows it)
 chaos: $(DEV_STAMP)  ## kill writers and break servers at every step (the slow half of the tests)
 	$(BIN)/python -m pytest -q -m chaos $(PYTEST_ARGS)
 
-check: lint types layers dependencies spelling  ## lint, format, types, layers, dependencies, spelling (-k: all of them)
+check: lint types layers dependencies spelling manifests docs  ## lint, format, types, layers, dependencies, spelling, manifests, docs (-k: all)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
@@ -71,6 +71,16 @@ dependencies: $(DEV_STAMP)
 
 spelling: $(DEV_STAMP)
 	$(BIN)/codespell
+
+# Without a cluster and without the network; OVERLAY=k8s/overlays/mine checks one of your own.
+manifests: $(DEV_STAMP)
+	$(BIN)/python -m tests.k8s.check $(OVERLAY)
+
+# The guides lie where a reader of the repository looks for them; pages need them below one folder.
+docs: $(DEV_STAMP)  ## render the guides as pages, build/site/index.html; a broken link is an error
+	rm -rf build/pages && mkdir -p build/pages/k8s
+	cp -r README.md CHANGELOG.md docs build/pages/ && cp k8s/README.md build/pages/k8s/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(DEV_STAMP)  ## measure ours beside public peers (BENCH=rollout, or lstm, train, scaling, scoring, control_plane, sequences, sae, recovery, steering)
 	$(BIN)/python -m benchmarks.$(BENCH)

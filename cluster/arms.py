@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from cluster import dictionaries, recordings
+from cluster.placement import Device
 from cluster.results import CODE_VERSION
 from cluster.scoring import read_tracks
 from cluster.staging import Split
@@ -41,6 +42,13 @@ class Subject:
     factory: WorldFactory
     labels: tuple[str, ...]
     agents: tuple[int, ...] | None = None
+    device: Device = "cpu"
+    """Where the policy computes; another one may change the last bits of an activation, and so an action."""
+
+    @property
+    def device_config(self) -> dict[str, str]:
+        """What the device adds to an identity; nothing for processors."""
+        return {} if self.device == "cpu" else {"device": self.device}
 
     @property
     def outcome_names(self) -> tuple[str, ...]:
@@ -75,6 +83,7 @@ class PlayArms:
                 "env_seeds": self.env_seeds,
                 "labels": self.subject.labels,
                 "code_version": CODE_VERSION,
+                **self.subject.device_config,
             },
         )
 
@@ -83,6 +92,7 @@ class PlayArms:
         if store.exists(key):
             return np.load(io.BytesIO(store.get(key)), allow_pickle=False)
         subject = self.subject
+        studio.check_device(subject.device)
         fast = fitting_worlds(subject.factory.spec, {}, (1 + len(self.arms)) * len(self.env_seeds))
         outcome_XEO = play_arms(
             studio.policy(subject.policy_id),
@@ -243,6 +253,7 @@ class DiagnoseArms:
 
     def run(self, studio: Studio) -> list[Diagnosis]:
         factory = self.subject.factory
+        studio.check_device(self.subject.device)
         policy = studio.policy(self.subject.policy_id)
         widths = {site: policy.sites[site] for site in {arm.site for arm in self.arms}}
         trials = (1 + len(self.arms)) * len(self.env_seeds)

@@ -44,7 +44,7 @@ from interp.trajectories import (
     observations_of,
     watch,
 )
-from interp.worlds.labels import check_labels
+from interp.worlds.labels import label_parts
 from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.replayed import ReplayedWorlds
 from interp.worlds.world import WorldFactory, check_env_seeds
@@ -91,9 +91,8 @@ def plan_bank(
         elif player != UNIFORM:
             policies.read_card(store, player)
             inputs[f"player {number}"] = player
-    if config.labels is not None:
-        check_labels(config.labels, factory.labels)
-    labels = tuple(factory.labels) if config.labels is None else config.labels
+    asked = tuple(factory.labels) if config.labels is None else config.labels
+    labels = label_parts(asked, factory.labels)
     shards = []
     for number in range(len(players)):
         first = config.first_env_seed + number * config.episodes_per_player

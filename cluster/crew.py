@@ -22,6 +22,9 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from cluster import tally
+from cluster.tally import NOTHING, Tally
+
 GONE = (RayActorError, WorkerCrashedError, RaySystemError, ObjectLostError, OutOfMemoryError)
 """The process is gone, and its tasks with it: not an exception of theirs."""
 
@@ -47,6 +50,8 @@ class Answer:
     """Seconds that it had the task, the wait for its turn included."""
     node: str
     """Id of the node on which the actor is."""
+    tally: Tally = NOTHING
+    """What the actor asked of the store since its last answer."""
 
 
 class Crew(Protocol):
@@ -169,7 +174,8 @@ class _Host:
                 self._work = pickle.loads(self._make)()
         assert self._work is not None
         value = self._work(task)
-        return Answer(value=value, run_s=time.monotonic() - start, node=self._node)
+        run_s = time.monotonic() - start
+        return Answer(value=value, run_s=run_s, node=self._node, tally=tally.take())
 
     @ray.method(concurrency_group="pings")
     def ping(self) -> Answer:

@@ -11,6 +11,7 @@ from cluster.store import Store
 from cluster.studio import Studio
 from interp.policies.uniform import UniformPolicy
 from interp.rollout import Trial, fitting_worlds, roll
+from interp.stats.episodes import MIN_EPISODES
 from interp.worlds.world import WorldFactory, check_env_seeds
 
 UNIFORM = "uniform"
@@ -26,8 +27,10 @@ class EvaluationConfig:
     num_episodes: int = 32
 
     def __post_init__(self) -> None:
-        if self.num_episodes < 2:
-            raise ValueError(f"num_episodes {self.num_episodes}: at least 2 for a standard error")
+        if self.num_episodes < MIN_EPISODES:
+            raise ValueError(
+                f"num_episodes {self.num_episodes}: at least {MIN_EPISODES} for an interval"
+            )
         check_env_seeds(self.first_env_seed, self.num_episodes)
 
 

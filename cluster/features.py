@@ -43,6 +43,8 @@ def features_of(
     tracks = read_tracks(store, recording_id, site=site, labels=labels, stride_steps=STRIDE_STEPS)
     train = tracks.select(~split.held_out(tracks.env_seed_E))
     x_ND, label_NL = train.activation_ESD[train.mask_ES], train.label_ESL[train.mask_ES]
+    known_NL = train.targets.known_ESC[train.mask_ES]
+    labelled = {"names": labels, "known_NL": known_NL}
     match kind:
         case "sae":
             if dict_id is None:
@@ -60,12 +62,12 @@ def features_of(
         case "random_direction":
             return random_features(site, x_ND, num=NUM_RANDOM, seed=seed)
         case "diff_in_means":
-            return mean_differences(site, x_ND, label_NL, names=labels)
+            return mean_differences(site, x_ND, label_NL, **labelled)
         case "probe":
-            return probes(site, x_ND, label_NL, names=labels)
+            return probes(site, x_ND, label_NL, **labelled)
         case "sparse_probe":
             return sparse_probes(
-                site, x_ND, label_NL, names=labels, k=min(SPARSE_UNITS, x_ND.shape[1])
+                site, x_ND, label_NL, **labelled, k=min(SPARSE_UNITS, x_ND.shape[1])
             )
         case "crosscoder":
             raise ValueError(

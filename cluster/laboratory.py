@@ -4,6 +4,7 @@ Ray starts when there is first something to make, and one pool of actors serves 
 which have the cores to themselves. A study that is complete is read without starting anything.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -11,22 +12,27 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 import ray
 
-from cluster import dictionaries, logs, recordings, runtime, search, steering, training
+from cluster import dictionaries, logs, recordings, runtime, search, steering, tally, training
 from cluster.bank import PlayShard, ReplayShard
 from cluster.clips import ShowEdits
 from cluster.dictionaries import SweepResult, TrainDictionary
+from cluster.discovery import Discover, Discovered
 from cluster.evaluation import Evaluate, ReturnEstimate, find_returns
 from cluster.evolution import ScoreCheckpoint, lineage_table
 from cluster.logs import Journal
-from cluster.metrics import Metrics
+from cluster.metrics import Metrics, SweepMetrics, TrainingMetrics
 from cluster.notes import Note, silent
+from cluster.placement import check_gpus
 from cluster.pool import Pool, Several, Unwatched, Watcher
+from cluster.pulse import Pulse
+from cluster.quarantine import Quarantine
 from cluster.recorder import RecordShard
 from cluster.recordings import Manifest, Plan, Receipt, ShardPlan
 from cluster.results import Question
 from cluster.scoring import ScoreConcepts, ShowConcepts
 from cluster.search import Runner, SearchConfig, SearchResult
 from cluster.shelf import SharedPolicies
+from cluster.splicing import SpliceDictionary
 from cluster.staging import Split
 from cluster.steering import Experiment
 from cluster.store import Store
@@ -55,19 +61,33 @@ class Laboratory:
         num_actors: int | None = None,
         worlds_per_actor: int | None = None,
         factories: Sequence[str] = (),
+        say: Callable[[str], None] = lambda _: None,
+        gpus_per_actor: float = 0.0,
+        study: str | None = None,
     ) -> None:
         """`factories` are the functions that may build networks, in this process and in its actors.
 
-        `worlds_per_actor` are played at once while recording, by default as many as are fast.
+        `say` is told of the Ray that is started or joined, in one line.
+
+        `worlds_per_actor` are played at once while recording, by default as many as are fast. With `gpus_per_actor`,
+        perhaps a part of one, actors compute policies there, and only what was planned for device "cuda". `study` is
+        what the work is for, as heartbeats and logs tell it.
         """
         allow(*factories)
         for name, value in (("actors", num_actors), ("worlds_per_actor", worlds_per_actor)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: at least 1")
+        check_gpus("gpus_per_actor", gpus_per_actor)
         self.store = store
+        self.gpus_per_actor = gpus_per_actor
         self.num_actors = num_actors or runtime.worker_count()
         self.worlds_per_actor = worlds_per_actor
         self.factories = tuple(factories)
+        self._say = say
+        self.study = study
+        self.num_unsent: Callable[[], int] = lambda: 0
+        """How many letters the study's mirror has still to deliver, for metrics."""
+        self._pulse: Pulse | None = None
         self._pool: Pool | None = None
         self._shared_policies: SharedPolicies | None = None
         self._owns_ray = False
@@ -76,6 +96,7 @@ class Laboratory:
         self._stage = "tasks"
         self._watcher: Watcher = Unwatched()
         self._metrics: dict[str, Metrics] = {}
+        self._of_trials: SweepMetrics | TrainingMetrics | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -87,6 +108,9 @@ class Laboratory:
         traceback: TracebackType | None,
     ) -> None:
         self._close_pool()
+        if self._pulse is not None:
+            self._pulse.__exit__(None, None, None)
+            self._pulse = None
         if self._owns_ray:
             runtime.stop()
 
@@ -94,14 +118,46 @@ class Laboratory:
         """From now on runs tell this watcher, and metrics and logs name this stage."""
         self._stage = stage
         self._watcher = watcher or Unwatched()
+        self._of_trials = None
+        if self._pulse is not None:
+            self._pulse.at(stage)
 
     def start_ray(self) -> None:
         """A CPU for every actor, trial or training, and one for Ray Data; the pool gives up its own."""
         self.worked = True
         self._close_pool()
         if not ray.is_initialized():
-            runtime.start(self.num_actors + 1, logging_config=logs.for_workers())
+            started = runtime.start(
+                self.num_actors + 1,
+                dashboard=os.environ.get(runtime.DASHBOARD) == "1",
+                logging_config=logs.for_workers(),
+            )
             self._owns_ray = True
+            self._say(str(started))
+        if self._pulse is None:
+            pulse = Pulse(self.store, study=self.study, on_beat=self._tell, on_tick=self._refresh)
+            self._pulse = pulse.__enter__()
+            self._pulse.at(self._stage)
+
+    def _metrics_now(self) -> Metrics:
+        """Of the present stage; Ray is running by then."""
+        stage = self._stage
+        if stage not in self._metrics:
+            # the pulse's thread may have been quicker
+            self._metrics.setdefault(stage, Metrics(stage))
+        return self._metrics[stage]
+
+    def _tell(self) -> None:
+        """Tells Prometheus what does not come with a task: this process's use of the store, and the mirror's spool."""
+        metrics = self._metrics_now()
+        metrics.stored(tally.take())
+        metrics.unsent(self.num_unsent())
+
+    def _refresh(self) -> None:
+        """Tells gauges of the present stage again; those of other stages end."""
+        for one in (self._metrics_now(), self._of_trials):
+            if one is not None:
+                one.refresh()
 
     def _close_pool(self) -> None:
         if self._pool is not None:
@@ -119,17 +175,30 @@ class Laboratory:
             self._pool = Pool(
                 Studio,
                 args=(self.store, self.factories, self._shared_policies),
+                kwargs={"gpus": self.gpus_per_actor},
                 size=self.num_actors,
+                num_gpus=self.gpus_per_actor,
                 tasks_at_once=2,
                 beside_ray_data=True,
             ).__enter__()
         values: dict[str, Value] = {}
-        if self._stage not in self._metrics:
-            self._metrics[self._stage] = Metrics(self._stage)
-        watcher = Several(self._metrics[self._stage], Journal(self._stage), self._watcher)
-        for result in self._pool.run(tasks, watcher):
-            values[result.task.key] = result.value
-            note(len(values), len(tasks), result.task.key)
+        metrics = self._metrics_now()
+        metrics.begin(len(tasks))
+        watcher = Several(
+            metrics,
+            Journal(self._stage),
+            Quarantine(self.store, self._stage),
+            self._watcher,
+        )
+        try:
+            for result in self._pool.run(tasks, watcher):
+                values[result.task.key] = result.value
+                if self._pulse is not None:
+                    self._pulse.at(self._stage, len(values), len(tasks))
+                note(len(values), len(tasks), result.task.key)
+        finally:
+            metrics.end()
+            metrics.stored(tally.take())
         return [values[task.key] for task in tasks]
 
     # --- stages, in the order of a study
@@ -147,7 +216,8 @@ class Laboratory:
         ]
         if None in found:
             self.start_ray()
-            return training.train_all(self.store, configs, on_progress=on_progress)
+            self._of_trials = TrainingMetrics(self._stage, on_progress)
+            return training.train_all(self.store, configs, on_progress=self._of_trials)
         return [run for run in found if run is not None]
 
     def evaluate(self, tasks: Sequence[Evaluate], note: Note = silent) -> dict[str, ReturnEstimate]:
@@ -247,6 +317,7 @@ class Laboratory:
         if found is not None:
             return found
         self.start_ray()
+        self._of_trials = SweepMetrics(self._stage, on_progress)
         return dictionaries.run_sweep(
             self.store,
             recording_id,
@@ -256,7 +327,7 @@ class Laboratory:
             seed=seed,
             target_l0=target_l0,
             max_concurrent=self.num_actors,
-            on_progress=on_progress,
+            on_progress=self._of_trials,
         )
 
     def search(
@@ -274,11 +345,12 @@ class Laboratory:
         if found is not None:
             return found
         self.start_ray()
+        self._of_trials = SweepMetrics(self._stage, on_progress)
         runner = Runner(
             max_concurrent=self.num_actors,
             gpus_per_trial=gpus_per_trial,
             tensorboard=tensorboard,
-            on_progress=on_progress,
+            on_progress=self._of_trials,
         )
         return search.run_search(self.store, recording_id, config, split=split, runner=runner)
 
@@ -296,7 +368,12 @@ class Laboratory:
 
     def answer(
         self,
-        tasks: Sequence[ScoreConcepts] | Sequence[ShowConcepts] | Sequence[ShowEdits],
+        tasks: (
+            Sequence[ScoreConcepts]
+            | Sequence[ShowConcepts]
+            | Sequence[ShowEdits]
+            | Sequence[SpliceDictionary]
+        ),
         note: Note = silent,
     ) -> list[pa.Table]:
         """Tables that single tasks compute, in their order."""
@@ -307,6 +384,16 @@ class Laboratory:
             )
         )
         return [table if table is not None else next(made) for table in found]
+
+    def discover(self, tasks: Sequence[Discover], note: Note = silent) -> list[Discovered]:
+        """Groups of latents and concepts without labels, in the order of the tasks."""
+        found = [task.find(self.store) for task in tasks]
+        made = iter(
+            self.make(
+                [task for task, tables in zip(tasks, found, strict=True) if tables is None], note
+            )
+        )
+        return [tables if tables is not None else next(made) for tables in found]
 
     def steer(
         self, experiments: Sequence[Experiment], note: Note = silent

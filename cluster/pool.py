@@ -22,8 +22,10 @@ from ray.exceptions import RayTaskError
 
 from cluster import stopping
 from cluster.crew import ActorLost, Crew, Handle, RayCrew, said
+from cluster.placement import check_placement
 from cluster.runtime import check_cpus
 from cluster.stopping import Stopped
+from cluster.tally import NOTHING, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class Result(Generic[TaskT]):
     """Id of the node on which that actor is."""
     run_s: float
     """Seconds that the actor had it, the wait for its turn included."""
+    tally: Tally = NOTHING
+    """What its actor asked of the store since it last answered."""
 
 
 class Watcher(Protocol):
@@ -174,6 +178,7 @@ class Pool:
 
         Args:
             size: Number of actors, one process each.
+            num_gpus: Of each actor, perhaps a part of one; refused when the pool opens if the nodes cannot give them.
             in_flight: Tasks that an actor has: some run, the others wait where they will run.
             tasks_at_once: How many of them run, each in a thread of its own; for a worker that stands it.
             attempts: How often a task is tried before it is set aside.
@@ -191,6 +196,7 @@ class Pool:
             raise ValueError(f"{worker.__name__} has no method {method!r} to hand tasks to")
         self._size = size
         self._num_cpus = num_cpus
+        self._num_gpus = num_gpus
         self._beside_ray_data = beside_ray_data
         self._in_flight = in_flight
         self._attempts = attempts
@@ -207,6 +213,12 @@ class Pool:
 
     def __enter__(self) -> Self:
         check_cpus(self._size * self._num_cpus, beside_ray_data=self._beside_ray_data)
+        check_placement(
+            name="gpus_per_actor",
+            gpus=self._num_gpus,
+            cpus=self._num_cpus,
+            processes=self._size,
+        )
         self._crew = self._hire()
         return self
 
@@ -401,6 +413,7 @@ class _Run(Generic[TaskT]):
             actor=name,
             node=answer.node,
             run_s=answer.run_s,
+            tally=answer.tally,
         )
 
     def _lose(self, name: str, loss: ActorLost) -> None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from jaxtyping import Int32
 
 from cluster import policies, recordings
+from cluster.placement import Device
 from cluster.recordings import Manifest, Plan, Receipt, ShardPlan
 from cluster.store import Store
 from cluster.studio import Afterwards, Studio
@@ -33,7 +34,7 @@ from interp.rollout import (
     roll,
 )
 from interp.sampling import Reservoir
-from interp.worlds.labels import check_labels, compute_labels
+from interp.worlds.labels import check_labels, compute_labels, label_parts
 from interp.worlds.world import WorldFactory, check_env_seeds
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class RecordingConfig:
     sites: tuple[str, ...] = ("lstm.h", "lstm.c")
     """Sites of the policy whose activations are kept."""
     labels: tuple[str, ...] | None = None
-    """Ground-truth labels to compute; by default all that the world has."""
+    """Ground-truth labels to compute; by default all that the world has. Of one made of others, as a&!b@within5, the
+    parts are kept, and it is asked for again when concepts are scored."""
     episodes_per_shard: int | None = None
     """Episodes of one shard, the unit of work of an actor; by default as many as fill a batch of the policy and fit 96
     MiB, and a quarter of the recording at most."""
@@ -76,11 +78,15 @@ class RecordingConfig:
         check_env_seeds(self.first_env_seed, self.num_episodes)
 
     def labels_in(self, factory: WorldFactory) -> tuple[str, ...]:
-        """The labels to compute in that world; ValueError if it lacks one."""
+        """The labels asked for in that world; ValueError if it lacks one."""
         if self.labels is None:
             return tuple(factory.labels)
         check_labels(self.labels, factory.labels)
         return self.labels
+
+    def columns_in(self, factory: WorldFactory) -> tuple[str, ...]:
+        """The labels to keep: those asked for, of one made of others its parts, from which it can be told."""
+        return label_parts(self.labels_in(factory), factory.labels)
 
     @property
     def env_seeds(self) -> range:
@@ -91,7 +97,7 @@ class RecordingConfig:
     ) -> int:
         """`episodes_per_shard`, or what it is by default; a warning if that is more than an actor easily holds."""
         spec = factory.spec
-        row_bytes = 2 * sum(site_widths.values()) + _KEY_BYTES + len(self.labels_in(factory))
+        row_bytes = 2 * sum(site_widths.values()) + _KEY_BYTES + len(self.columns_in(factory))
         episode_bytes = len(steps.steps(spec.max_steps)) * spec.num_agents * row_bytes
         in_memory = max(1, int(SHARD_BYTES / episode_bytes))
         if (asked := self.episodes_per_shard) is not None:
@@ -135,7 +141,7 @@ class Estimate:
         cls, card: PolicyCard, factory: WorldFactory, config: RecordingConfig, steps: CaptureSteps
     ) -> "Estimate":
         """ValueError if the budget cannot be kept."""
-        labels = config.labels_in(factory)
+        labels = config.columns_in(factory)
         site_widths = {site: card.sites[site] for site in config.sites}
         widths = sum(site_widths.values())
         episodes = min(config.episodes_of_a_shard(factory, site_widths, steps), config.num_episodes)
@@ -219,8 +225,9 @@ def plan_recording(
     *,
     steps: CaptureSteps = EveryStep(),  # noqa: B008 - frozen
     replay_of: str | None = None,
+    device: Device = "cpu",
 ) -> Plan:
-    """The work list of a recording.
+    """The work list of a recording, for actors that compute on that device, which is part of what is recorded.
 
     With `replay_of`, the policy is not played but run open-loop over the episodes of that recording: it sees the same
     observations and its choices are ignored. That is how two policies are compared on the same states.
@@ -257,11 +264,14 @@ def plan_recording(
             "world": factory.config,
             "step": card.step,
             "site_widths": {site: card.sites[site] for site in config.sites},
-            "labels": {name: factory.labels[name].definition for name in config.labels_in(factory)},
+            "labels": {
+                name: factory.labels[name].definition for name in config.columns_in(factory)
+            },
             "steps": {"kind": type(steps).__name__, "every": getattr(steps, "every", 1)},
             "first_env_seed": config.first_env_seed,
             "num_episodes": config.num_episodes,
             **({"sampling": sampling} if sampling else {}),
+            **({"device": device} if device != "cpu" else {}),
         },
         inputs=inputs,
         shards=tuple(
@@ -312,6 +322,7 @@ class RecordShard:
     def rows(self, studio: Studio) -> pa.Table:
         """The shard's rows, episode after episode in the order of its seeds."""
         config: Mapping[str, Any] = self.plan.config
+        studio.check_device(config.get("device", "cpu"))
         policy_id = self.plan.inputs["policy"]
         site_widths: Mapping[str, int] = config["site_widths"]
         replayed = self._replayed_actions(studio.store)

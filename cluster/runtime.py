@@ -9,13 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import ray
 
+from cluster.handed_in import UNAUTHENTICATED
 from cluster.stopping import keeping_sigterm
 
 MIB = 1 << 20
 SMALLEST_OBJECT_STORE_BYTES = 128 * MIB
+
+DASHBOARD = "SPARSIGHT_DASHBOARD"
+"""1 if a Ray that a verb starts shall have its dashboard: 127.0.0.1:8265, or the next port that is free."""
 
 # Several actors share the cores, so each is one thread: of torch and BLAS, and of the simulator, whose threads are
 # switched on by a variable. Actors never talk to W&B, so they do not get its key.
@@ -32,6 +37,14 @@ class Runtime:
     dashboard_url: str | None
     """None without a dashboard."""
 
+    def __str__(self) -> str:
+        shown = (
+            f"dashboard http://{self.dashboard_url}"
+            if self.dashboard_url
+            else f"no dashboard ({DASHBOARD}=1 starts one)"
+        )
+        return f"ray: {self.num_cpus} CPUs at {self.address}, {shown}"
+
 
 def start(
     num_cpus: int | None = None,
@@ -40,10 +53,14 @@ def start(
     object_store_bytes: int = 1024 * MIB,
     logging_config: ray.LoggingConfig | None = None,
 ) -> Runtime:
-    """Start Ray on this machine, or find it started by this process.
+    """Start Ray on this machine, find it started by this process, or join the cluster that RAY_ADDRESS names, as it
+    does in a job of that cluster; what follows is then the cluster's own.
 
     `num_cpus` counts logical CPUs; by default one more than `worker_count()`, so that a pool with an actor per core
     leaves one for Ray Data (ray #44687). About 2.5 s; the dashboard adds to that. `logging_config` is that of workers.
+
+    What is started here has a token always. A cluster without one is joined only if SPARSIGHT_ALLOW_UNAUTHENTICATED is
+    1, as it is in jobs that were handed in so.
     """
     if ray.is_initialized():
         return _runtime(
@@ -51,34 +68,46 @@ def start(
         )
     if num_cpus is not None and num_cpus < 1:
         raise ValueError(f"num_cpus is {num_cpus}; Ray needs at least 1")
-    if (mode := os.environ.get("RAY_AUTH_MODE", "token")) != "token":
+    # else it would join whatever Ray was last started on this machine, and refuse the CPUs that we ask for
+    here = os.environ.get("RAY_ADDRESS", "") in ("", "local")
+    needs_token = here or os.environ.get(UNAUTHENTICATED) != "1"
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if needs_token and mode != "token":
         raise ValueError(
             f"RAY_AUTH_MODE is {mode!r}: anybody who reaches this machine could run code on it; unset it or set 'token'"
+            + ("" if here else f", or set {UNAUTHENTICATED}=1 to join a cluster without one")
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    _ensure_token()
+    if needs_token:
+        _ensure_token()
     # Ray says on every start that it uses a token; we say so here.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Ray Data describes every execution on the terminal; jobs show progress of their own.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     with _environment(WORKER_ENVIRONMENT), keeping_sigterm():
+        own: dict[str, Any] = {
+            "address": "local",
+            "num_cpus": worker_count() + 1 if num_cpus is None else num_cpus,
+            "include_dashboard": dashboard,
+            "dashboard_host": "127.0.0.1",
+            "object_store_memory": _object_store_bytes(object_store_bytes),
+        }
         context = ray.init(
-            # else it would join whatever Ray was last started on this machine, and refuse the CPUs that we ask for
-            address=None if os.environ.get("RAY_ADDRESS") else "local",
-            num_cpus=worker_count() + 1 if num_cpus is None else num_cpus,
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
+            **(
+                own if here else {}
+            ),  # a Ray that runs has its CPUs and memory, and refuses to be told
             log_to_driver=False,
             logging_level=logging.WARNING,
             logging_config=logging_config,
-            object_store_memory=_object_store_bytes(object_store_bytes),
         )
     # Ray reads the mode when it is imported, so setting it here would come too late. For a local start it switches the
     # token on itself and says so in the environment; that default has changed between versions, so look.
-    if os.environ.get("RAY_AUTH_MODE") != "token":
+    if needs_token and os.environ.get("RAY_AUTH_MODE") != "token":
         ray.shutdown()
-        raise RuntimeError(
-            "this Ray started without a token; set RAY_AUTH_MODE=token and start again"
+        raise ValueError(
+            "this Ray runs without a token: anybody who reaches it could run code on it; start it with "
+            "RAY_AUTH_MODE=token"
+            + ("" if here else f", or set {UNAUTHENTICATED}=1 to join it all the same")
         )
     return _runtime(context.dashboard_url)
 

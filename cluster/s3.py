@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from aiobotocore.session import AioSession
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -26,7 +27,9 @@ from botocore.exceptions import (
 from s3fs import S3FileSystem
 from s3fs.core import S3_RETRYABLE_ERRORS
 
+from cluster import tally
 from cluster.backends import Entry, StoreError
+from cluster.tally import Tally
 from interp.identity import sha256
 
 CONNECT_TIMEOUT_S = 3
@@ -79,6 +82,7 @@ class S3Prefix:
             except _Taken:
                 return False
             except _Contended:
+                tally.add(Tally(retries=1))
                 time.sleep(0.1 * 2**attempt)
             else:
                 return True
@@ -201,12 +205,14 @@ def _code(error: BaseException) -> str:
     return str(response["Error"].get("Code", "")) if response else ""
 
 
-def _new_filesystem() -> S3FileSystem:
+def _new_filesystem(session: AioSession | None = None) -> S3FileSystem:
+    """With a session it cannot be pickled."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         host = urlsplit(os.environ.get(name, "")).hostname
         if host in METADATA_HOSTS:
             raise StoreError(f"{name} points at {host}, a machine's metadata service: no S3 there")
     return S3FileSystem(
+        session=session,
         use_listings_cache=False,
         skip_instance_cache=True,
         default_fill_cache=False,
@@ -218,9 +224,17 @@ def _new_filesystem() -> S3FileSystem:
     )
 
 
+def _count_retry(attempts: int = 1, **_event: object) -> None:
+    """Hears of every attempt that ended, and of which it was; decides nothing."""
+    if attempts > 1:
+        tally.add(Tally(retries=1))
+
+
 @lru_cache(maxsize=1)
 def _filesystem_of(_process: int) -> S3FileSystem:
-    filesystem = _new_filesystem()
+    session = AioSession()
+    session.register("needs-retry.s3", _count_retry)
+    filesystem = _new_filesystem(session)
     filesystem.retries = ROUNDS
     return filesystem
 

@@ -28,6 +28,7 @@ from interp.records import LABEL_PREFIX, SITE_PREFIX
 from interp.rollout import Capture, Trial, roll
 from interp.stats.permutation import Draws
 from interp.steering.arms import SteeredLatent
+from interp.worlds.expressions import parse, parts_of
 from interp.worlds.labels import compute_labels
 from interp.worlds.world import WorldFactory
 
@@ -134,28 +135,39 @@ def read_tracks(
 
     ValueError if the site or a label was not recorded, or if the recording is a sample of its rows.
     """
-    manifest = _scorable(store, recording_id, site, labels)
+    manifest = recordings.open_manifest(store, recording_id)
+    check_scorable(manifest, site, labels)
     columns = _columns(site, labels)
     table = pa.concat_tables(recordings.shard_tables(store, manifest, columns))
     return Tracks.of(table, site=site, labels=labels, stride_steps=stride_steps)
 
 
 def _columns(site: str, labels: Sequence[str]) -> list[str]:
-    return ["env_seed", "agent", SITE_PREFIX + site, *(LABEL_PREFIX + label for label in labels)]
+    recorded = dict.fromkeys(part for label in labels for part in parts_of(parse(label)))
+    return [
+        "env_seed",
+        "agent",
+        "t",
+        SITE_PREFIX + site,
+        *(LABEL_PREFIX + part for part in recorded),
+    ]
 
 
-def _scorable(store: Store, recording_id: str, site: str, labels: Sequence[str]) -> Manifest:
-    manifest = recordings.open_manifest(store, recording_id)
+def check_scorable(manifest: Manifest, site: str, labels: Sequence[str]) -> None:
+    """ValueError if the site or a part of a label was not recorded, or if the recording is a sample of its rows."""
     recordings.check_whole(manifest.plan, "scoring by episodes")
     for kind, name, known in (
         ("site", site, manifest.plan.config["site_widths"]),
-        *(("label", label, manifest.plan.config["labels"]) for label in labels),
+        *(
+            ("label", part, manifest.plan.config["labels"])
+            for label in labels
+            for part in parts_of(parse(label))
+        ),
     ):
         if name not in known:
             raise ValueError(
-                f"{kind} {name!r} is not in recording {recording_id}; it has {', '.join(known)}"
+                f"{kind} {name!r} is not in recording {manifest.plan.recording_id}; it has {', '.join(known)}"
             )
-    return manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +234,8 @@ class ScoreLatents:
         stretch.
         """
         dictionary = dictionaries.load(store, self.dict_id)
-        manifest = _scorable(store, self.recording_id, dictionary.site, self.labels)
+        manifest = recordings.open_manifest(store, self.recording_id)
+        check_scorable(manifest, dictionary.site, self.labels)
         columns = _columns(dictionary.site, self.labels)
         latents, tracks = [], []
         for table in recordings.shard_tables(store, manifest, columns):
@@ -244,7 +257,7 @@ class ScoreLatents:
                 f"recording {self.recording_id} has no {self.part} episode; record more episodes"
             )
         whole = Tracks.joined(tracks)
-        targets = Targets.known(whole.label_ESL, whole.mask_ES)
+        targets = whole.targets
         if self.within_steps:
             targets = within(targets, steps=self.within_steps, num_agents=whole.num_agents)
         targets = targets.select(_strided(whole, self.stride_steps))

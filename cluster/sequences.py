@@ -27,6 +27,7 @@ from interp.sequences import (
     sequence_table,
     sequences_of,
 )
+from interp.worlds.expressions import parse, parts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +103,11 @@ def check_cuttable(manifest: Manifest, choice: Choice) -> None:
             f"recording {plan.recording_id} kept the steps {plan.config['steps']}; sequences are cut from every step"
         )
     labels = plan.config["labels"]
-    if choice.label is not None and choice.label not in labels:
-        raise ValueError(
-            f"label {choice.label!r} is not in recording {plan.recording_id}; it has {', '.join(labels)}"
-        )
+    for part in () if choice.label is None else parts_of(parse(choice.label, labels)):
+        if part not in labels:
+            raise ValueError(
+                f"label {part!r} is not in recording {plan.recording_id}; it has {', '.join(labels)}"
+            )
 
 
 def _at_most(table: pa.Table, config: CutConfig) -> pa.Table:

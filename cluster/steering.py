@@ -33,6 +33,7 @@ from cluster.arms import (
     identity_of,
     together,
 )
+from cluster.placement import Device
 from cluster.results import CODE_VERSION, Question
 from cluster.staging import Split
 from cluster.store import Store
@@ -53,6 +54,7 @@ from interp.steering.effects import ConceptTrials, effects_table
 from interp.steering.selection import Hypothesis, Tried, hypotheses, spread, tried
 from interp.steering.trials import steered_agents
 from interp.steering.verdicts import find_arm, verdicts_table
+from interp.worlds.labels import check_labels
 from interp.worlds.world import WorldFactory
 
 RULES = 1
@@ -111,6 +113,8 @@ class Experiment:
     labels: tuple[str, ...]
     """Outcomes besides the return; the concepts' own labels are outcomes in any case."""
     seed: int
+    device: Device = "cpu"
+    """Where policies compute."""
 
     def __post_init__(self) -> None:
         names = [latent.concept for latent in self.latents]
@@ -125,6 +129,7 @@ class Experiment:
             factory=self.factory,
             labels=tuple(dict.fromkeys((*self.labels, *own))),
             agents=steered_agents(self.factory.spec, self.config.agents),
+            device=self.device,
         )
 
     @property
@@ -159,6 +164,7 @@ class Experiment:
             ],
             "labels": list(self.subject.labels),
             "seed": self.seed,
+            **self.subject.device_config,
         }
 
     @property
@@ -183,7 +189,8 @@ def conduct(
     """Findings of every experiment; `make` does tasks, for instance `Laboratory.make`.
 
     Raises:
-        ValueError: a site that the policy lacks or whose width is not the feature's; before anything is played.
+        ValueError: a site that the policy lacks or whose width is not the feature's, an outcome that is no label of the
+            world, an untrained policy of another shape; before anything is played.
         NoOpViolationError: an edit of dose 0 changed a rollout.
     """
     for experiment in experiments:
@@ -211,6 +218,13 @@ def conduct(
 
 def _check(store: Store, experiment: Experiment) -> None:
     widths = policies.read_bundle(store, experiment.policy_id).open().sites
+    check_labels(experiment.labels, experiment.factory.labels)
+    untrained = policies.read_card(store, experiment.untrained_id)
+    if dict(untrained.sites) != dict(widths):
+        raise ValueError(
+            f"untrained policy {experiment.untrained_id} has sites {dict(untrained.sites)}, but {experiment.policy_id} "
+            f"has {dict(widths)}: edits of the one mean nothing in the other; leave it out for a fresh copy"
+        )
     for latent in experiment.latents:
         for site in experiment.config.sites or (latent.site,):
             check_sites(widths, [site])

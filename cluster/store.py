@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from cluster import tally
 from cluster.backends import Backend, Conflict, Entry, LocalFolder, StoreError
 
 REPLACEABLE = ("studies/", "scratch/")
@@ -91,7 +92,8 @@ class Store:
 
         The content decides and not who wrote it: a client whose first reply was lost finds its own object in the way.
         """
-        return self.backend.create(_safe(key), content) or self.backend.get(key) == content
+        with tally.operation():
+            return self.backend.create(_safe(key), content) or self.backend.get(key) == content
 
     def ensure(self, key: str, content: bytes) -> None:
         """Create an object, or find it there with the same content; anything else raises Conflict."""
@@ -107,7 +109,8 @@ class Store:
             raise ValueError(
                 f"key {key!r}: only objects below {' and '.join(REPLACEABLE)} may be replaced"
             )
-        self.backend.replace(_safe(key), content)
+        with tally.operation():
+            self.backend.replace(_safe(key), content)
 
     def remove(self, key: str) -> None:
         """Take away an object that nothing refers to, or find it gone. Of finished work only `cluster.garbage` may."""
@@ -115,11 +118,13 @@ class Store:
             raise ValueError(
                 f"key {key!r}: only objects below {' and '.join(REMOVABLE)} may be removed"
             )
-        self.backend.delete(_safe(key))
+        with tally.operation():
+            self.backend.delete(_safe(key))
 
     def get(self, key: str) -> bytes:
         try:
-            return self.backend.get(_safe(key))
+            with tally.operation():
+                return self.backend.get(_safe(key))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise FileNotFoundError(f"no object {key} in store {self.url}") from None
 
@@ -128,19 +133,23 @@ class Store:
 
     def size(self, key: str) -> int | None:
         """Bytes of an object; None if there is none."""
-        return self.backend.size(_safe(key))
+        with tally.operation():
+            return self.backend.size(_safe(key))
 
     def list(self, folder: str = "") -> list[str]:
         """Sorted keys of all objects below a folder; none if there is no such folder."""
-        return sorted(self.backend.list(_safe(folder) if folder else folder))
+        with tally.operation():
+            return sorted(self.backend.list(_safe(folder) if folder else folder))
 
     def folders(self, folder: str = "") -> Sequence[str]:
         """Sorted names of the folders in a folder; for the cost of one request, however full they are."""
-        return sorted(self.backend.folders(_safe(folder) if folder else folder))
+        with tally.operation():
+            return sorted(self.backend.folders(_safe(folder) if folder else folder))
 
     def inventory(self, folder: str) -> Sequence[Entry]:
         """All objects below a folder with their sizes and times of modification."""
-        return self.backend.inventory(_safe(folder))
+        with tally.operation():
+            return self.backend.inventory(_safe(folder))
 
     def address(self, key: str) -> str:
         """Where the object is, or would be, for people: a path or a URL."""

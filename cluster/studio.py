@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Generic, Protocol, TypeVar
 
 from cluster import policies
+from cluster.placement import take_device
 from cluster.process import settle
 from cluster.store import Store
 from interp.policies.bundle import PolicyBundle
@@ -33,26 +34,40 @@ class Studio:
         store: Store,
         factories: Sequence[str] = (),
         bundles: Callable[[str], PolicyBundle] | None = None,
+        *,
+        gpus: float = 0.0,
     ) -> None:
         """By default policies are read from the store.
 
         Args:
             factories: The functions that may build networks here, see `interp.policies.factories`.
             bundles: From a policy's id to the policy as it is kept, for instance `cluster.shelf.SharedPolicies`.
+            gpus: That this process was given, perhaps a part of one; with any, policies compute there.
         """
         settle()
         allow(*factories)
         self.store = store
+        self._device = take_device("cuda" if gpus else "cpu", gpus)
         self._turn = Lock()
         self._bundles = bundles or partial(policies.read_bundle, store)
         self.policy = lru_cache(maxsize=16)(self._policy)
         self.world = lru_cache(maxsize=4)(self._world)
 
     def _policy(self, policy_id: str) -> PolicyNetwork:
-        return self._bundles(policy_id).open()
+        network = self._bundles(policy_id).open()
+        if self._device.type != "cpu":
+            network.move(self._device)
+        return network
 
     def _world(self, factory: WorldFactory, num_worlds: int) -> World:
         return factory(num_worlds)
+
+    def check_device(self, planned: str) -> None:
+        """ValueError if policies compute elsewhere than a task was planned for: the last bits may differ."""
+        if planned != self._device.type:
+            raise ValueError(
+                f"planned for device {planned}, but actors compute on {self._device.type}; plan with the same device"
+            )
 
     def run(self, task: "Task[Result_co]") -> Result_co:
         with self._turn:

@@ -35,6 +35,7 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler
 
+from cluster.placement import Device, check_placement, take_device
 from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
 from interp.dictionaries.metrics import DensitySummary
 from interp.dictionaries.training import (
@@ -49,6 +50,9 @@ from interp.dictionaries.training import (
 _STATE_FILE = "trainer.pt"
 # After a crash Tune goes by an index that may be a few checkpoints old; with few kept it would point at deleted ones.
 _NUM_CHECKPOINTS = 5
+_MAX_FAILURES = 5
+"""Losses that a trial survives, each of which costs it the time since its last report. Tune counts those of its process
+and its node like its own errors: with one, the second preempted node failed a sweep that would have ended well."""
 
 
 class SweepError(RuntimeError):
@@ -162,6 +166,8 @@ class Inputs:
     """Puts both files on a node that lacks them."""
     device: str
     """Where trials compute: cpu, or cuda."""
+    gpus: float
+    """Of each trial."""
 
 
 class SaeTrial(tune.Trainable):
@@ -194,7 +200,7 @@ class SaeTrial(tune.Trainable):
             site=inputs.site,
             seed=self._seed,
             known=inputs.known,
-            device=inputs.device,
+            device=str(take_device(inputs.device, inputs.gpus)),
         )
 
     def step(self) -> dict[str, Any]:
@@ -233,6 +239,7 @@ def sweep(
     seeds: Sequence[int] | None = None,
     halving: Halving | None = None,
     gpus_per_trial: float = 0.0,
+    device: Device | None = None,
     tensorboard: bool = False,
     on_progress: Callable[[TrialProgress], None] | None = None,
 ) -> list[TrialResult]:
@@ -248,7 +255,9 @@ def sweep(
         max_concurrent: Trials at once; by default as many as there are CPUs.
         seeds: Of the trials, by default `seed` for all.
         halving: Ends trials that do badly.
-        gpus_per_trial: Perhaps a part of a GPU, which Ray then gives to several trials; with any, trials compute on it.
+        gpus_per_trial: Perhaps a part of a GPU, which Ray then gives to several trials, each of which keeps within its
+            part of the memory.
+        device: Where trials compute; by default on their GPU if they have any.
         tensorboard: Writes what is reported as TensorBoard files, beside each trial's checkpoints.
     """
     if not ray.is_initialized():
@@ -259,11 +268,7 @@ def sweep(
         raise ValueError(f"max_concurrent is {max_concurrent}, wanted at least 1")
     if seeds is not None and len(seeds) != len(configs):
         raise ValueError(f"{len(seeds)} seeds for {len(configs)} configs; give one for each")
-    if gpus_per_trial > ray.cluster_resources().get("GPU", 0):
-        raise ValueError(
-            f"gpus_per_trial is {gpus_per_trial} but this Ray has {ray.cluster_resources().get('GPU', 0):g} GPUs; "
-            "take 0 to train on processors"
-        )
+    check_placement(name="gpus_per_trial", gpus=gpus_per_trial)
     seeds = [seed] * len(configs) if seeds is None else list(seeds)
     inputs = Inputs(
         train=StagedRows.of(train_path),
@@ -271,7 +276,8 @@ def sweep(
         site=site,
         known=known,
         restage=restage,
-        device="cuda" if gpus_per_trial else "cpu",
+        device=device or ("cuda" if gpus_per_trial else "cpu"),
+        gpus=gpus_per_trial,
     )
     check_rows(inputs.train.open(), inputs.held_out.open())
     storage = str(storage_path) if "://" in str(storage_path) else str(Path(storage_path).resolve())
@@ -320,7 +326,7 @@ def sweep(
                     checkpoint_config=tune.CheckpointConfig(
                         num_to_keep=_NUM_CHECKPOINTS, checkpoint_frequency=1, checkpoint_at_end=True
                     ),
-                    failure_config=tune.FailureConfig(max_failures=1),
+                    failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
                 ),
             )
         grid = tuner.fit()

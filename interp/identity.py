@@ -5,6 +5,7 @@ Asking for the same thing twice is therefore a no-op, and every figure can be tr
 
 import hashlib
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -62,3 +63,16 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def nulled(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """The value with None, which JSON calls null, for NaN and infinity, which JSON has no word for."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {name: nulled(inner) for name, inner in value.items()}
+        case list():
+            return [nulled(inner) for inner in value]
+        case _:
+            return value

@@ -1,12 +1,14 @@
 """From an episode to the rows of a recording: one row per agent and captured step, labels and activations included."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float16, Float32
 
 from interp.records import KEY_FIELDS, LABEL_PREFIX, SITE_PREFIX, Episode
+from interp.worlds.expressions import Judged, looks_ahead, parse, parts_of
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 FLOAT16_INFINITY = 0x7C00
@@ -129,3 +131,62 @@ def label_columns(table: pa.Table, labels: Sequence[str]) -> Bool[np.ndarray, "N
             )
     columns = [table.column(LABEL_PREFIX + label).to_numpy() for label in labels]
     return np.array(columns, np.bool_).reshape(len(labels), table.num_rows).T
+
+
+class JudgedRows(NamedTuple):
+    """Labels of the rows of a recording."""
+
+    label_NL: Bool[np.ndarray, "N L"]
+    """False where not known."""
+    known_NL: Bool[np.ndarray, "N L"]
+
+
+def judged_labels(table: pa.Table, labels: Sequence[str]) -> JudgedRows:
+    """Labels, and those made of recorded ones (`interp.worlds.expressions`), with where they are known.
+
+    Raises:
+        ValueError: a part that was not recorded; or a horizon, in rows that are not all steps of whole episodes.
+    """
+    shape = (table.num_rows, len(labels))
+    rows = JudgedRows(np.zeros(shape, np.bool_), np.zeros(shape, np.bool_))
+    recorded = [
+        name.removeprefix(LABEL_PREFIX)
+        for name in table.column_names
+        if name.startswith(LABEL_PREFIX)
+    ]
+    for column, label in enumerate(labels):
+        expression = parse(label, recorded)
+        parts = parts_of(expression)
+        part_NP = label_columns(table, parts)
+        # what does not look ahead is judged step by step, so that all rows are as good as one episode
+        every_row = [np.arange(table.num_rows)[:, None]]
+        episodes = _whole_episodes(table, label) if looks_ahead(expression) else every_row
+        for rows_TA in episodes:
+            judged: Judged = expression.judge(
+                {part: part_NP[rows_TA, number] for number, part in enumerate(parts)}
+            )
+            rows.label_NL[rows_TA, column], rows.known_NL[rows_TA, column] = judged
+    return rows
+
+
+def _whole_episodes(table: pa.Table, label: str) -> list[np.ndarray]:
+    """Rows [T, A] of every episode; ValueError if a step is missing."""
+    env_seed_N, agent_N, t_N = (
+        table.column(name).to_numpy() for name in ("env_seed", "agent", "t")
+    )
+    if not len(env_seed_N):
+        return []
+    num_agents = int(agent_N.max()) + 1
+    starts = np.flatnonzero(np.diff(env_seed_N, prepend=env_seed_N[0] - 1))
+    episodes = []
+    for rows_N in np.split(np.arange(len(env_seed_N)), starts[1:]):
+        every_N = np.arange(len(rows_N))
+        if (t_N[rows_N] != every_N // num_agents).any() or (
+            agent_N[rows_N] != every_N % num_agents
+        ).any():
+            raise ValueError(
+                f"label {label!r} looks ahead, but the episode of env_seed {env_seed_N[rows_N[0]]} lacks steps; "
+                "record every step, or ask for the label without its horizon"
+            )
+        episodes.append(rows_N.reshape(-1, num_agents))
+    return episodes

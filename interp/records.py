@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float16, Float32, Int16, Int32, UInt8
 
-LabelKind = Literal["behavioural", "spatial", "temporal", "object-based"]
+LabelKind = Literal["behavioural", "spatial", "temporal", "object-based", "mixed"]
 
 # One row is one agent at one step. Labels (bool, `label.<name>`) and activations (`site.<name>`, the little-endian
 # float16 bytes of the whole vector) follow these columns, in the order of the plan.

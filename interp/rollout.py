@@ -22,7 +22,7 @@ from jaxtyping import Int32
 
 from interp.noise import BLOCK_STEPS, gumbel_block
 from interp.policies.policy import Policy, State
-from interp.policies.taps import Edit, RecordingTap, RowEdits
+from interp.policies.taps import Edit, RecordingTap, RowEdits, Splice
 from interp.policies.translation import fitted
 from interp.records import Episode
 from interp.tiles import SIZES, tile_sizes
@@ -41,7 +41,7 @@ class Trial:
 
     env_seed: int
     """Seed of the map, of the simulator and of the sampling noise."""
-    edits: tuple[Edit, ...] = ()
+    edits: tuple[Edit | Splice, ...] = ()
     agents: tuple[int, ...] | None = None
     """Agents whose activations are edited; None for all."""
     action_TA: Int32[np.ndarray, "T A"] | None = None
@@ -133,9 +133,9 @@ def roll(
     )
     for trial in trials:
         for edit in trial.edits:
-            if edit.write_D.shape != (policy.sites[edit.site],):
+            if edit.width != policy.sites[edit.site]:
                 raise ValueError(
-                    f"edit of {edit.site} has width {edit.write_D.shape}, but the site has {policy.sites[edit.site]}"
+                    f"edit of {edit.site} has width {edit.width}, but the site has {policy.sites[edit.site]}"
                 )
     waiting = iter(range(len(trials)))
     return _play(

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int, Int64
 
-from interp.recording import label_columns
+from interp.recording import judged_labels, label_columns
 from interp.records import LABEL_PREFIX
+from interp.worlds.expressions import parse, parts_of
 
 STRATEGIES = ("goal_seeking", "exploration", "resource_collection", "combat", "avoidance")
 """Labels that name a way to play."""
@@ -192,7 +193,7 @@ def columns_for(choice: Choice, labels: abc.Collection[str]) -> list[str]:
     keys = ["policy_id", "step", "world", "env_seed", "episode", "agent", "t", "reward"]
     wanted = [name for name in STRATEGIES if name in labels]
     if choice.label is not None:
-        wanted.append(choice.label)
+        wanted += parts_of(parse(choice.label, labels))
     return [*keys, *(LABEL_PREFIX + name for name in dict.fromkeys(wanted))]
 
 
@@ -203,7 +204,7 @@ def extract(table: pa.Table, choice: Choice) -> list[Sequence]:
         ValueError: a label that was not recorded, or an episode of which steps are missing.
     """
     if choice.label is not None:
-        label_N = label_columns(table, [choice.label])[:, 0]
+        label_N = judged_labels(table, [choice.label]).label_NL[:, 0]
     else:
         label_N = np.zeros(table.num_rows, np.bool_)
     names = [name for name in STRATEGIES if LABEL_PREFIX + name in table.column_names]

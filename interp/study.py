@@ -77,6 +77,9 @@ class Study:
     verdicts: tuple[str, ...] = ()
     clips: tuple[str, ...] = ()
     stabilities: tuple[str, ...] = ()
+    splices: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
     """Ids of further tables; studies of earlier versions have none."""
     figures: tuple[str, ...] = ()
     """Names of the report's figures."""
@@ -110,7 +113,15 @@ class Study:
                     # earlier versions named none
                     **{
                         name: tuple(content.get(name, ()))
-                        for name in ("verdicts", "clips", "stabilities", "figures")
+                        for name in (
+                            "verdicts",
+                            "clips",
+                            "stabilities",
+                            "splices",
+                            "groups",
+                            "findings",
+                            "figures",
+                        )
                     },
                 }
             )

@@ -6,6 +6,7 @@ world that shows trajectories, in which `roll` plays as in any other.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float32, Int32
 
 from interp.records import Facts, Trace
 from interp.worlds.labels import compute_labels
-from interp.worlds.world import WorldFactory, WorldSpec
+from interp.worlds.world import World, WorldFactory, WorldSpec
 
 PADDING = 0xFF
 
@@ -43,39 +44,43 @@ def watch(
     """
     world = factory(1)
     for env_seed, action_TA in played:
-        world.reset(0, map_seed=env_seed, sim_seed=env_seed, collect_facts=True)
-        seen, rewards, dones = [], [], []
-        for action_A in action_TA:
-            seen.append(world.observation_R.copy())
-            world.step(action_A)
-            rewards.append(world.reward_R.copy())
-            dones.append(world.done_R.copy())
-        facts = world.retire(0)
-        assert facts is not None
-        yield _trajectory(env_seed, action_TA, seen, rewards, dones, facts, labels)
+        seen = witness(world, env_seed, action_TA)
+        yield Trajectory(
+            env_seed=env_seed,
+            observation_TA=_without_padding(seen.observation_TA),
+            action_TA=action_TA,
+            reward_TA=seen.reward_TA,
+            done_TA=seen.done_TA,
+            labels=compute_labels(seen.facts, labels),
+        )
 
 
-def _trajectory(
-    env_seed: int,
-    action_TA: Int32[np.ndarray, "T A"],
-    seen: list[np.ndarray],
-    rewards: list[np.ndarray],
-    dones: list[np.ndarray],
-    facts: Facts | Trace,
-    labels: Sequence[str] | None,
-) -> Trajectory:
+class Witnessed(NamedTuple):
+    """An episode that was played again."""
+
+    observation_TA: np.ndarray
+    """[T, A, ...]: what each agent saw before each action."""
+    reward_TA: Float32[np.ndarray, "T A"]
+    done_TA: Bool[np.ndarray, "T A"]
+    facts: Facts | Trace
+
+
+def witness(world: World, env_seed: int, action_TA: Int32[np.ndarray, "_ _"]) -> Witnessed:
+    """Plays given actions in the first of a batch of worlds; ValueError if they end before the episode does."""
+    world.reset(0, map_seed=env_seed, sim_seed=env_seed, collect_facts=True)
+    seen, rewards, dones = [], [], []
+    for action_A in action_TA:
+        seen.append(world.observation_R.copy())
+        world.step(action_A)
+        rewards.append(world.reward_R.copy())
+        dones.append(world.done_R.copy())
+    facts = world.retire(0)
+    assert facts is not None
     if not dones[-1].all():
         raise ValueError(
             f"episode of env_seed {env_seed}: {len(action_TA)} actions end before it does; a trajectory is whole"
         )
-    return Trajectory(
-        env_seed=env_seed,
-        observation_TA=_without_padding(np.array(seen)),
-        action_TA=action_TA,
-        reward_TA=np.array(rewards),
-        done_TA=np.array(dones),
-        labels=compute_labels(facts, labels),
-    )
+    return Witnessed(np.array(seen), np.array(rewards), np.array(dones), facts)
 
 
 def _without_padding(observation_TA: np.ndarray) -> np.ndarray:

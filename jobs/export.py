@@ -9,6 +9,7 @@ import tyro
 from cluster.export import Layout, Precision, export
 from cluster.staging import Split
 from cluster.store import Store
+from jobs.main import run_as_module
 from jobs.progress import Reporter
 
 
@@ -47,3 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     reporter.done("export", f"{rows:,} rows")
     print(config.out)
+
+
+if __name__ == "__main__":
+    run_as_module("export")

@@ -3,7 +3,9 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+from cluster.handed_in import check_needs
 from cluster.logs import configure
 from cluster.stopping import answer_sigterm
 from jobs.errors import explain
@@ -24,9 +26,19 @@ VERBS = {
     "export": ("jobs.export", "write a recording for other tools: Parquet, npy, Hugging Face"),
     "sweep": ("jobs.sweep", "train sparse autoencoders on a recording"),
     "steer": ("jobs.steer", "edit a policy along its concepts; what causes what, with a verdict"),
-    "dictionaries": ("jobs.dictionaries", "list dictionaries; exchange them with SAELens"),
+    "concepts": (
+        "jobs.concepts",
+        "find concepts without labels and groups of latents; show tables",
+    ),
+    "dictionaries": (
+        "jobs.dictionaries",
+        "list dictionaries, play with one in the loop; exchange them with SAELens",
+    ),
+    "status": ("jobs.status", "what a store holds, what is at work on it, what is still missing"),
     "report": ("jobs.report", "draw the report of a study again"),
     "sync": ("jobs.sync", "deliver to W&B what studies could not deliver while they ran"),
+    "submit": ("jobs.submit", "hand a verb in to a Ray cluster, and follow it"),
+    "jobs": ("jobs.jobs", "list, follow or stop what was handed in"),
 }
 
 
@@ -42,10 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     with explain():
         configure()
+        check_needs()
         job = importlib.import_module(VERBS[verb][0])
         answer_sigterm()  # after the import: Ray has an answer of its own
         job.main(rest)
     return 0
+
+
+def run_as_module(verb: str) -> NoReturn:
+    """The same for `python -m jobs.record` and its like, as `ray job submit` wants it."""
+    sys.exit(main([verb, *sys.argv[1:]]))
 
 
 def _usage() -> str:

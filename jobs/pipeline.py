@@ -1,4 +1,4 @@
-"""The main job: train, evaluate, record, decompose, score, steer, follow, report.
+"""The main job: train, evaluate, record, decompose, score, discover, steer, follow, report.
 
 Every stage asks the store first, so the same command goes on after an interruption and is quick when all is there.
 """
@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isnan
 from typing import Any
 
 import pyarrow as pa
 import tyro
 
-from cluster import policies
+from cluster import milestones, policies
 from cluster.clips import ShowEdits
 from cluster.dictionaries import (
     SweepResult,
@@ -20,13 +21,16 @@ from cluster.dictionaries import (
     load as load_dictionary,
     sweep_id,
 )
+from cluster.discovery import Discover
 from cluster.evaluation import UNIFORM, Evaluate, ReturnEstimate
 from cluster.evolution import lineage_tasks
 from cluster.laboratory import Laboratory
+from cluster.milestones import Milestones
 from cluster.recorder import plan_recording
 from cluster.recordings import Manifest
 from cluster.results import Kind
 from cluster.scoring import ScoreConcepts, ShowConcepts, steered_latent
+from cluster.splicing import plan_splice
 from cluster.stability import seed_stability
 from cluster.steering import Experiment, Findings
 from cluster.store import Store
@@ -39,20 +43,25 @@ from cluster.studies import (
     report_of,
     save_study,
     save_times,
+    study_keys,
 )
 from cluster.sweep import TrialProgress
 from cluster.tracking import letters
 from cluster.tracking.mirror import Mirror
 from cluster.training import TrainedRun
 from cluster.trajectories import open_run
+from interp.concepts.naming import NOTHING
 from interp.dictionaries.training import CurvePoint, SaeConfig
 from interp.policies.bundle import PolicyCard
 from interp.steering.arms import SteeredLatent
+from interp.steering.splicing import DICTIONARY
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study
 from interp.worlds.catalogue import load_world
+from interp.worlds.labels import label_named
 from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.world import WorldFactory
 from jobs.factories import allow_factories
+from jobs.main import run_as_module
 from jobs.progress import Reporter, Stage, SweepNote, TrainingNote
 from jobs.recipes import (
     PIPELINES,
@@ -63,6 +72,11 @@ from jobs.recipes import (
 )
 from jobs.summary import print_summary
 
+STAGES = (
+    *("evaluate", "record", "sweep", "decompose", "score", "repeat", "steer", "evolve", "show"),
+    "report",
+)
+"""What follows once there are policies, in order."""
 FOUND_AGAIN = 0.9
 """Cosine from which on a latent of another seed is taken to be the same."""
 CLIP_SEEDS = 4
@@ -98,8 +112,11 @@ def run(config: PipelineConfig, reporter: Reporter) -> Study:
             num_actors=config.actors,
             worlds_per_actor=config.worlds_per_actor,
             factories=factories,
+            say=reporter.say,
+            study=config.study,
         ) as laboratory,
     ):
+        laboratory.num_unsent = mirror.num_unsent
         study = _Pipeline(config, laboratory, mirror, reporter).run()
         with reporter.stage("mirror"):
             state = mirror.close()
@@ -160,6 +177,8 @@ class _Pipeline:
         self.factories: dict[str, WorldFactory] = {}
         """World of every run, by its name; known once the runs are."""
         self.wall_s = read_times(self.store, config.study)
+        first = "train" if isinstance(config, DemoPipelineConfig) else "open"
+        self.milestones = Milestones(study=config.study, stages=(first, *STAGES))
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[Stage]:
@@ -172,7 +191,12 @@ class _Pipeline:
             self.wall_s[name] = self.reporter.wall_s[name]
             save_times(self.store, self.config.study, self.wall_s)
 
+    def _passed(self, stage: str, keys: Iterable[str]) -> None:
+        """Tells `sparsight status` that a stage has left these objects."""
+        self.milestones.passed(self.store, stage, keys)
+
     def run(self) -> Study:
+        self.milestones.begin(self.store)
         match self.config:
             case DemoPipelineConfig(train=train):
                 runs = self._train(train)
@@ -181,12 +205,16 @@ class _Pipeline:
             case other:
                 raise TypeError(f"no pipeline for {type(other).__name__}")
         study_name = self.config.study
+        checkpoints = [card.policy_id for run in runs for card in run.checkpoints]
+        self._passed(self.milestones.stages[0], milestones.cards("policies", checkpoints))
         self.mirror.post(letters.policies_letter(self.store, study_name, run) for run in runs)
         returns, random_returns = self._evaluate(runs)
         recorded = self._record(runs)
         sweep = self._sweep(recorded[0])
         decomposed = self._decompose(recorded, sweep.chosen_config)
         scored = self._score(decomposed)
+        splices = self._splice(decomposed)
+        looked = self._discover(scored)
         stabilities = self._repeat(scored, sweep.chosen_config)
         steered = self._steer(scored)
         lineages = self._follow(scored)
@@ -224,6 +252,9 @@ class _Pipeline:
             verdicts=tuple(found.verdicts_id for _, found in steered),
             clips=clips,
             stabilities=stabilities,
+            splices=splices,
+            groups=tuple(task.groups_question.id for task in looked),
+            findings=tuple(task.findings_question.id for task in looked),
             lineages=lineages,
             windows=windows,
             wall_s=dict(self.wall_s),
@@ -237,6 +268,7 @@ class _Pipeline:
             study = replace(study, wall_s=dict(self.wall_s), figures=figures)
             save_study(self.store, study)
         study = before or study
+        self._passed("report", study_keys(study_name))
         self.mirror.post(letters.report_letter(self.store, one) for one in (study,))
         print_summary(self.reporter, report, report_address(self.store, study.study))
         return study
@@ -307,6 +339,7 @@ class _Pipeline:
         """Returns of every checkpoint by policy, and of the random policy by world."""
         returns: dict[str, ReturnEstimate] = {}
         random_returns: dict[str, ReturnEstimate] = {}
+        tables: list[str] = []
         with self._stage("evaluate") as stage:
             for world, factory in self.factories.items():
                 cards = [card for run in runs if run.world == world for card in run.checkpoints]
@@ -318,6 +351,8 @@ class _Pipeline:
                 found = self.laboratory.evaluate(tasks, stage.update)
                 random_returns[world] = found.pop(UNIFORM)
                 returns |= found
+                tables += [task.question.id for task in tasks]
+        self._passed("evaluate", milestones.tables("returns", tables))
         last = [returns[run.checkpoints[-1].policy_id] for run in runs]
         self.reporter.done(
             "evaluate",
@@ -349,6 +384,7 @@ class _Pipeline:
                 for run, factory, manifest in zip(runs, factories, played, strict=True)
             ]
             shown = self.laboratory.record(list(zip(replays, factories, strict=True)), stage.update)
+        self._passed("record", [manifest.key for manifest in played + shown])
         self._mirror_recordings(played + shown)
         rows = sum(manifest.rows for manifest in played + shown)
         self.reporter.done("record", f"{rows:,} rows in {len(played + shown)} recordings")
@@ -398,6 +434,7 @@ class _Pipeline:
                 target_l0=config.sweep.target_l0,
                 on_progress=on_progress,
             )
+        self._passed("sweep", [f"sweeps/{identity}.json"])
         self.mirror.post(letters.trial_letters(config.study, identity, sweep, **told))
         self.mirror.post([letters.sweep_letter(config.study, identity, sweep, **told)])
         self.reporter.done(
@@ -423,6 +460,9 @@ class _Pipeline:
                 ],
                 stage.update,
             )
+        self._passed(
+            "decompose", milestones.cards("dictionaries", (entry.dict_id for entry in entries))
+        )
         self.mirror.post(
             letters.dictionary_letter(
                 self.config.study, entry, recording_id=manifest.plan.recording_id
@@ -436,6 +476,32 @@ class _Pipeline:
                 recorded, entries[::2], entries[1::2], strict=True
             )
         ]
+
+    def _splice(self, decomposed: list[_Decomposed]) -> tuple[str, ...]:
+        """What each policy keeps of its play with its dictionary in the loop."""
+        tasks = [
+            plan_splice(
+                self.store,
+                one.dictionary.dict_id,
+                recording_id=one.recorded.recording.plan.recording_id,
+                config=self.config.evaluate,
+                split=self.config.split,
+                seed=self.config.seed,
+            )
+            for one in decomposed
+        ]
+        with self._stage("splice") as stage:
+            tables = self.laboratory.answer(tasks, stage.update)
+        self._mirror_tables("evaluations", [task.question.id for task in tasks])
+        recovered = [
+            one.recorded.run.name
+            + (" undefined" if isnan(row["value"]) else f" {row['value']:.2f}")
+            for one, table in zip(decomposed, tables, strict=True)
+            for row in table.to_pylist()
+            if (row["replaced_by"], row["metric"]) == (DICTIONARY, "return recovered")
+        ]
+        self.reporter.done("splice", f"return recovered: {', '.join(recovered)}")
+        return tuple(task.question.id for task in tasks)
 
     def _score(self, decomposed: list[_Decomposed]) -> list[_Scored]:
         config = self.config
@@ -456,7 +522,9 @@ class _Pipeline:
         ]
         with self._stage("score") as stage:
             tables = self.laboratory.answer(tasks, stage.update)
-        self._mirror_tables("concepts", [task.question.id for task in tasks])
+        scored = [task.question.id for task in tasks]
+        self._passed("score", milestones.tables("concepts", scored))
+        self._mirror_tables("concepts", scored)
         named = sum(len(table) - table.column("concept").null_count for table in tables)
         self.reporter.done(
             "score", f"{sum(len(table) for table in tables):,} latent-label pairs, {named} concepts"
@@ -470,6 +538,34 @@ class _Pipeline:
             )
             for one, task, table in zip(decomposed, tasks, tables, strict=True)
         ]
+
+    def _discover(self, scored: list[_Scored]) -> list[Discover]:
+        """Groups of latents, and what the dictionaries have found that nobody asked for."""
+        config = self.config
+        tasks = [
+            Discover(
+                policy_name=one.recorded.run.name,
+                recording_id=one.recorded.recording.plan.recording_id,
+                dict_id=one.dictionary.dict_id,
+                labels=config.record.labels_in(one.recorded.factory),
+                split=config.split,
+                config=config.discover,
+                seed=config.seed,
+            )
+            for one in scored
+        ]
+        with self._stage("discover") as stage:
+            found = self.laboratory.discover(tasks, stage.update)
+        self._mirror_tables("groups", [task.groups_question.id for task in tasks])
+        self._mirror_tables("findings", [task.findings_question.id for task in tasks])
+        findings = [row for one in found for row in one.findings.to_pylist()]
+        better = [better for one in found for better in one.groups.column("beats_best").to_pylist()]
+        self.reporter.done(
+            "discover",
+            f"{len(findings)} clusters of latents, {sum(row['name'] != NOTHING for row in findings)} with a name; "
+            f"{len(better)} groups of latents, {sum(better)} better than their best one",
+        )
+        return tasks
 
     def _mirror_tables(self, kind: Kind, table_ids: Iterable[str]) -> None:
         self.mirror.post(
@@ -523,6 +619,7 @@ class _Pipeline:
                 for n, one in enumerate(scored)
                 if seeds
             ]
+        self._passed("repeat", milestones.tables("stabilities", (one for one, _ in found)))
         cosines = [row["cosine"] for _, table in found for row in table.to_pylist()]
         again = sum(cosine > FOUND_AGAIN for cosine in cosines)
         self.reporter.done(
@@ -539,7 +636,7 @@ class _Pipeline:
             behaviours = [
                 name
                 for name in config.record.labels_in(factory)
-                if factory.labels[name].kind == "behavioural"
+                if label_named(name, factory.labels).kind == "behavioural"
             ]
             experiments.append(
                 Experiment(
@@ -559,6 +656,13 @@ class _Pipeline:
             )
         with self._stage("steer") as stage:
             found = self.laboratory.steer(experiments, stage.update)
+        self._passed(
+            "steer",
+            [
+                *milestones.tables("effects", (one.effects_id for one in found)),
+                *milestones.tables("verdicts", (one.verdicts_id for one in found)),
+            ],
+        )
         self._mirror_tables("effects", [one.effects_id for one in found])
         self._mirror_tables("verdicts", [one.verdicts_id for one in found])
         words = Counter(
@@ -601,8 +705,10 @@ class _Pipeline:
                 for one, bank in zip(scored, banks, strict=True)
             ]
             self.laboratory.follow(questions, stage.update)
+        followed = [question.id for question, _, _ in questions]
+        self._passed("evolve", milestones.tables("lineages", followed))
         self._mirror_recordings(bank_manifests)
-        self._mirror_tables("lineages", [question.id for question, _, _ in questions])
+        self._mirror_tables("lineages", followed)
         checkpoints = sum(len(tasks) for _, _, tasks in questions)
         self.reporter.done("evolve", f"{checkpoints} checkpoints on frozen replay")
         return tuple(question.id for question, _, _ in questions)
@@ -636,18 +742,20 @@ class _Pipeline:
         with self._stage("show") as stage:
             windows = self.laboratory.answer(responses, stage.update)
             clips = self.laboratory.answer(edits, stage.update)
-        self._mirror_tables("windows", [task.question.id for task in responses])
-        self._mirror_tables("clips", [task.question.id for task in edits])
+        shown = [task.question.id for task in responses]
+        clipped = [task.question.id for task in edits]
+        self._passed(
+            "show", [*milestones.tables("windows", shown), *milestones.tables("clips", clipped)]
+        )
+        self._mirror_tables("windows", shown)
+        self._mirror_tables("clips", clipped)
         without_map = [name for name, factory in self.factories.items() if not factory.spec.has_map]
         skipped = f"; none of {', '.join(without_map)}, which has no map" if without_map else ""
         self.reporter.done(
             "show",
             f"{sum(map(len, windows))} windows of strongest responses, {sum(map(len, clips))} clips of edits{skipped}",
         )
-        return (
-            tuple(task.question.id for task in responses),
-            tuple(task.question.id for task in edits),
-        )
+        return tuple(shown), tuple(clipped)
 
 
 def _by_name(factories: Iterable[WorldFactory]) -> dict[str, WorldFactory]:
@@ -664,3 +772,7 @@ def _recording_entry(manifest: Manifest) -> RecordingEntry:
         episodes=config["num_episodes"],
         sites=tuple(config["site_widths"]),
     )
+
+
+if __name__ == "__main__":
+    run_as_module("pipeline")

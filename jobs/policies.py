@@ -31,6 +31,7 @@ from interp.policies.translation import TokenNetwork, Translation
 from interp.worlds.catalogue import load_world
 from interp.worlds.world import WorldSpec
 from jobs.factories import allow_factories
+from jobs.main import run_as_module
 from jobs.progress import Reporter
 
 SHORT = 100
@@ -280,3 +281,7 @@ def fetch_run(fetch: Fetch) -> None:
     reporter.done("fetch", f"{len(run.checkpoints)} checkpoints of {run.name}")
     for card in run.checkpoints:
         print(f"{card.policy_id}  step {card.step:,}")
+
+
+if __name__ == "__main__":
+    run_as_module("policies")

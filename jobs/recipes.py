@@ -5,12 +5,14 @@ from itertools import pairwise
 
 import tyro
 
+from cluster.discovery import FindingsConfig
 from cluster.evaluation import EvaluationConfig
 from cluster.evolution import EvolutionConfig
 from cluster.recorder import RecordingConfig
 from cluster.staging import Split
 from cluster.tracking.mirror import Mode
 from interp.concepts.catalogue import ScoringConfig
+from interp.concepts.discovery import DiscoveryConfig
 from interp.dictionaries.batch_topk import BatchTopK
 from interp.dictionaries.relu_l1 import ReluL1
 from interp.dictionaries.training import SaeConfig
@@ -114,6 +116,11 @@ class PipelineConfig:
     split: Split = field(default_factory=Split)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     score: ScoringConfig = field(default_factory=ScoringConfig)
+    discover: FindingsConfig = field(
+        default_factory=lambda: FindingsConfig(
+            max_episodes=60, discovery=DiscoveryConfig(max_clusters=24)
+        )
+    )
     steer: SteeringConfig = field(default_factory=SteeringConfig)
     evolve: EvolutionConfig = field(default_factory=EvolutionConfig)
 

@@ -13,6 +13,7 @@ from cluster.store import Store
 from interp.rollout import CaptureSteps, EveryStep
 from interp.worlds.catalogue import load_world
 from jobs.factories import allow_factories
+from jobs.main import run_as_module
 from jobs.progress import Reporter
 
 
@@ -26,11 +27,15 @@ class Config:
     store: str = "./store"
     """Folder in which everything rests."""
     factory: tuple[str, ...] = ()
-    """package.module:callable that makes the policy's network, if it is one of your own; actors import it too."""
+    """package.module:callable that makes the policy's network, or a label, of your own (docs/concepts.md); actors
+    import it too."""
     actors: int | None = None
     """Actor processes; by default one per core. Never changes a number."""
     worlds_per_actor: int | None = None
     """Worlds that an actor plays at once; by default as many as are fast. Never changes a number."""
+    gpus_per_actor: float = 0.0
+    """GPUs of an actor, perhaps a part of one, on which policies compute; 0 computes on its core. A recording made on
+    GPUs has an id of its own, for its last bits may differ."""
     steps: CaptureSteps = field(default_factory=EveryStep)
     """Which steps to keep: every one, every n-th, or the last of each episode."""
     record: RecordingConfig = field(default_factory=RecordingConfig)
@@ -48,7 +53,14 @@ def main(arguments: Sequence[str]) -> None:
         store, config.policy
     )  # one that cannot be opened is refused here, and not by an actor
     estimate = estimate_recording(store, config.policy, factory, config.record, steps=config.steps)
-    plan = plan_recording(store, config.policy, factory, config.record, steps=config.steps)
+    plan = plan_recording(
+        store,
+        config.policy,
+        factory,
+        config.record,
+        steps=config.steps,
+        device="cuda" if config.gpus_per_actor else "cpu",
+    )
     reporter = Reporter()
     reporter.say(describe(estimate))
     laboratory = Laboratory(
@@ -56,6 +68,8 @@ def main(arguments: Sequence[str]) -> None:
         num_actors=config.actors,
         worlds_per_actor=config.worlds_per_actor,
         factories=config.factory,
+        say=reporter.say,
+        gpus_per_actor=config.gpus_per_actor,
     )
     with laboratory, reporter.stage("record") as stage:
         laboratory.watch("record", stage)
@@ -74,3 +88,7 @@ def describe(estimate: Estimate) -> str:
         f"{size}; sampled to at most {estimate.kept_rows:,} of {estimate.shard_rows:,} rows a shard, "
         f"{decimal(estimate.bytes)} in all"
     )
+
+
+if __name__ == "__main__":
+    run_as_module("record")

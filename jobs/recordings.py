@@ -19,6 +19,7 @@ from cluster.recordings import Manifest, Plan, Status
 from cluster.store import Store
 from interp.records import INCLUSION_FIELD, LABEL_PREFIX
 from interp.sampling import total
+from jobs.main import run_as_module
 from jobs.progress import Reporter
 
 
@@ -258,3 +259,7 @@ def collect(store: Store, config: Gc) -> None:
     with reporter.stage("gc") as stage:
         garbage.remove(store, found, stage.update)
     reporter.done("gc", f"removed {size}")
+
+
+if __name__ == "__main__":
+    run_as_module("recordings")

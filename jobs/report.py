@@ -7,6 +7,7 @@ import tyro
 
 from cluster.store import Store
 from cluster.studies import draw_report, load_report, report_address
+from jobs.main import run_as_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     store = Store.open(config.store)
     draw_report(store, load_report(store, config.study))
     print(report_address(store, config.study))
+
+
+if __name__ == "__main__":
+    run_as_module("report")

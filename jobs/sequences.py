@@ -32,6 +32,7 @@ from interp.sequences import ByEvent, ByLength, ByStrategy
 from interp.worlds.catalogue import load_world
 from interp.worlds.world import WorldFactory
 from jobs.factories import allow_factories
+from jobs.main import run_as_module
 from jobs.progress import Reporter
 
 SHOWN = 10
@@ -180,7 +181,9 @@ def make_bank(store: Store, config: Bank) -> None:
     plan = plan_bank(store, factory, config.players, config.bank)
     reporter = Reporter()
     with (
-        Laboratory(store, num_actors=config.actors, factories=config.factory) as laboratory,
+        Laboratory(
+            store, num_actors=config.actors, factories=config.factory, say=reporter.say
+        ) as laboratory,
         reporter.stage("play") as stage,
     ):
         laboratory.watch("play", stage)
@@ -224,7 +227,9 @@ def show_bank(store: Store, config: Replay) -> None:
     ]
     reporter = Reporter()
     with (
-        Laboratory(store, num_actors=config.actors, factories=config.factory) as laboratory,
+        Laboratory(
+            store, num_actors=config.actors, factories=config.factory, say=reporter.say
+        ) as laboratory,
         reporter.stage("replay") as stage,
     ):
         laboratory.watch("replay", stage)
@@ -330,3 +335,7 @@ def write_rows(store: Store, config: Rows) -> None:
     number = len(np.unique(found.column("sequence").to_numpy()))
     reporter.done("rows", f"{found.num_rows:,} rows of {number:,} sequences")
     print(config.out)
+
+
+if __name__ == "__main__":
+    run_as_module("sequences")

@@ -21,6 +21,7 @@ from rich.table import Table
 from cluster import dictionaries, policies, recordings
 from cluster.features import chosen, features_of
 from cluster.laboratory import Laboratory
+from cluster.recordings import Plan
 from cluster.results import read_table
 from cluster.staging import Split
 from cluster.steering import Experiment
@@ -28,7 +29,9 @@ from cluster.store import Store
 from interp.features.feature_set import SUPERVISED, FeatureKind
 from interp.steering.arms import SteeringConfig
 from interp.worlds.catalogue import load_world
+from interp.worlds.world import WorldFactory
 from jobs.factories import allow_factories
+from jobs.main import run_as_module
 from jobs.progress import Reporter
 
 
@@ -52,6 +55,9 @@ class Config:
     labels: tuple[str, ...] | None = None
     """Behaviours whose rates are outcomes, besides the return and the concepts' labels; by default all behavioural ones
     that were recorded."""
+    world: str | None = None
+    """World of the recording, if the policy's card names another: preset, MettaGridConfig .json file or
+    gym:ENV_ID[?mask=1,3&max_steps=200]."""
     untrained: str | None = None
     """Policy before training, on which the same edits are tried; by default a fresh one of the same architecture."""
     store: str = "./store"
@@ -60,6 +66,9 @@ class Config:
     """package.module:callable that makes the policy's network, if it is one of your own; actors import it too."""
     actors: int | None = None
     """Actor processes; by default one per core. Never changes a number."""
+    gpus_per_actor: float = 0.0
+    """GPUs of an actor, perhaps a part of one, on which policies compute; 0 computes on its core. What is played on
+    GPUs is kept apart, for its last bits may differ."""
     seed: int = 0
     """Of random directions, intervals and the fresh policy."""
     split: Split = field(default_factory=Split)
@@ -74,7 +83,13 @@ def main(arguments: Sequence[str]) -> None:
     store.probe()
     experiment = plan_experiment(store, config)
     reporter = Reporter()
-    laboratory = Laboratory(store, num_actors=config.actors, factories=config.factory)
+    laboratory = Laboratory(
+        store,
+        num_actors=config.actors,
+        factories=config.factory,
+        say=reporter.say,
+        gpus_per_actor=config.gpus_per_actor,
+    )
     with laboratory, reporter.stage("steer") as stage:
         laboratory.watch("steer", stage)
         (found,) = laboratory.steer([experiment], stage.update)
@@ -89,11 +104,14 @@ def plan_experiment(store: Store, config: Config) -> Experiment:
     plan = recordings.open_manifest(store, config.recording).plan
     policy_id = plan.inputs["policy"]
     card = policies.read_card(store, policy_id)
-    factory = load_world(card.world)
+    factory = load_world(config.world or card.world)
+    _check_recording(plan, factory, config.steer)
     names = config.concepts or _named(store, config)
     site = config.site
-    if config.dictionary is not None and config.features == "sae":
-        site = dictionaries.load(store, config.dictionary).site
+    if config.dictionary is not None:
+        dictionary_site = dictionaries.load(store, config.dictionary).site
+        if site is None and config.features == "sae":
+            site = dictionary_site
     if site is None:
         raise ValueError(
             f"features {config.features} are of a site: name it with --site, one of "
@@ -109,6 +127,7 @@ def plan_experiment(store: Store, config: Config) -> Experiment:
         split=config.split,
         seed=config.seed,
     )
+    steered = tuple(chosen(known, names))
     behaviours = [
         name
         for name in plan.config["labels"]
@@ -126,22 +145,47 @@ def plan_experiment(store: Store, config: Config) -> Experiment:
         recording_id=config.recording,
         dict_id=config.dictionary,
         split=config.split,
-        latents=tuple(chosen(known, names)),
+        latents=steered,
         config=config.steer,
         labels=tuple(behaviours) if config.labels is None else config.labels,
         seed=config.seed,
+        device="cuda" if config.gpus_per_actor else "cpu",
     )
+
+
+def _check_recording(plan: Plan, factory: WorldFactory, config: SteeringConfig) -> None:
+    """What is usual of activations is read from it: of the same world, and of episodes that test nothing."""
+    recorded = plan.config["world"]
+    if {**recorded, "name": None} != {**factory.config, "name": None}:
+        raise ValueError(
+            f"recording {plan.recording_id} was made in world {recorded['name']!r}, which is not {factory.name!r} as "
+            "it is now; name the world of the recording with --world"
+        )
+    recorded_seeds = {seed for shard in plan.shards for seed in shard.env_seeds}
+    if shared := recorded_seeds & {*config.env_seeds, *config.selection_env_seeds}:
+        raise ValueError(
+            f"recording {plan.recording_id} has the episode with env_seed {min(shared)}, on which arms would be tried; "
+            "move --steer.first-env-seed or --steer.first-selection-seed"
+        )
 
 
 def _named(store: Store, config: Config) -> list[str]:
     """The concepts that a table names, in the order of their lead, one per latent."""
     if config.from_table is None:
         raise ValueError("nothing to steer: name --concepts, or a table of them with --from-table")
-    rows = [
-        row
-        for row in read_table(store, "concepts", config.from_table).to_pylist()
-        if row["concept"] is not None
-    ]
+    if config.features not in ("sae", *SUPERVISED):
+        raise ValueError(
+            f"table {config.from_table} numbers latents, not {config.features} features; name these with --concepts"
+        )
+    table = read_table(store, "concepts", config.from_table).to_pylist()
+    if config.features == "sae" and (
+        other := {row["dict_id"] for row in table} - {config.dictionary}
+    ):
+        raise ValueError(
+            f"table {config.from_table} is of dictionary {min(other)}, and --dictionary is {config.dictionary}; "
+            "a latent's number means nothing in another"
+        )
+    rows = [row for row in table if row["concept"] is not None]
     if not rows:
         raise ValueError(
             f"table {config.from_table} names no concept: held-out episodes confirmed none"
@@ -149,8 +193,10 @@ def _named(store: Store, config: Config) -> list[str]:
     rows.sort(key=lambda row: row["random_init_auroc"] - row["auroc"])
     if config.features in SUPERVISED:
         return list(dict.fromkeys(row["label"] for row in rows))[: config.top]
-    best = {row["latent"]: f"{row['label']}:{row['latent']}" for row in reversed(rows)}
-    return list(reversed(best.values()))[: config.top]
+    best: dict[int, str] = {}
+    for row in rows:
+        best.setdefault(row["latent"], f"{row['label']}:{row['latent']}")
+    return list(best.values())[: config.top]
 
 
 def verdicts_view(verdicts: pa.Table) -> Table:
@@ -180,3 +226,7 @@ def verdicts_view(verdicts: pa.Table) -> Table:
             "–" if row["untrained_difference"] is None else f"{row['untrained_difference']:+.3g}",
         )
     return table
+
+
+if __name__ == "__main__":
+    run_as_module("steer")

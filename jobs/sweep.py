@@ -30,6 +30,7 @@ from cluster.store import Store
 from cluster.sweep import Halving
 from interp.dictionaries.training import SaeConfig
 from interp.identity import parse_json
+from jobs.main import run_as_module
 from jobs.progress import Reporter, SweepNote
 
 
@@ -134,9 +135,10 @@ def main(arguments: Sequence[str]) -> None:
     store.probe()
     reporter = Reporter()
     with (
-        Laboratory(store, num_actors=config.actors) as laboratory,
+        Laboratory(store, num_actors=config.actors, say=reporter.say) as laboratory,
         reporter.stage("sweep") as stage,
     ):
+        laboratory.watch("sweep")
         result = laboratory.search(
             config.recording,
             search,
@@ -184,3 +186,7 @@ def trials_table(result: SearchResult, title: str) -> Table:
             f"{row['coverage']:.0%}" if row["is_whole"] else "-",
         )
     return table
+
+
+if __name__ == "__main__":
+    run_as_module("sweep")

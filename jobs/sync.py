@@ -11,6 +11,7 @@ from cluster.tracking import letters
 from cluster.tracking.access import Access, WandbError
 from cluster.tracking.mirror import Courier, deliver_pending, hold_lock, state_line
 from cluster.tracking.service import WandbService
+from jobs.main import run_as_module
 from jobs.progress import Reporter
 
 
@@ -54,3 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     print(state_line(len(failures)))
     if failures:
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_as_module("sync")

@@ -8,6 +8,7 @@ import tyro
 from cluster.laboratory import Laboratory
 from cluster.store import Store
 from cluster.training import TrainedRun
+from jobs.main import run_as_module
 from jobs.progress import Reporter, TrainingNote
 from jobs.recipes import TrainDemoConfig
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     store = Store.open(config.store)
     store.probe()
     reporter = Reporter()
-    with Laboratory(store) as laboratory, reporter.stage("train") as stage:
+    with Laboratory(store, say=reporter.say) as laboratory, reporter.stage("train") as stage:
         runs = laboratory.train(config.train.runs, TrainingNote(stage))
     for run in runs:
         print_run(reporter, run)
@@ -39,3 +40,7 @@ def print_run(reporter: Reporter, run: TrainedRun) -> None:
         reporter.console.print(
             f"{card.policy_id}  {run.name:<12} step {card.step:>10,}", highlight=False
         )
+
+
+if __name__ == "__main__":
+    run_as_module("train-demo")

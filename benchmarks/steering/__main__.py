@@ -7,30 +7,36 @@ one arm     the same library and the same episodes, one arm after the other; on 
 by hand     a forward hook on the LSTM of a policy in mettagrid's `Rollout`; plays and keeps nothing
 
 One core, one thread, one run, in turns.
+
+    python -m benchmarks.steering --actors 1 2
+
+plays one experiment's arms by so many actors instead, each number with a Ray of its own and in turns, and prints
+arm-episodes per second and parallel efficiency: the speed-up over the first number, per core that is there for it.
 """
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
 from rich.console import Console
 
 from benchmarks.measuring import Side, alternate, print_ratios, use_one_core
+from benchmarks.scaling import prepare_drivers
 from benchmarks.steering import hooked
+from benchmarks.steering.actors import Work, compare
+from benchmarks.steering.experiment import LABELS, random_arms
 from cluster.process import settle
 from interp.policies.ppo import architecture_for
 from interp.policies.token_lstm import TokenLstmPolicy
 from interp.rollout import fitting_worlds
-from interp.steering.arms import Arm, SteeredLatent, SteeringConfig, arms
+from interp.steering.arms import Arm
 from interp.steering.trials import play_arms
 from interp.worlds.mettagrid import MettagridFactory
 from jobs.progress import Reporter
-
-LABELS = ("exploration", "resource_collection", "combat", "avoidance", "goal_seeking")
-LATENT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -40,34 +46,13 @@ class Config:
     hidden: int = 128
     """Width of the LSTM."""
     arms: int = 128
-    """Arms of the experiment."""
+    """Arms of the experiment, or of each of its tasks."""
     episodes: int = 4
     """Environment seeds that each arm plays in a turn of ours."""
     rounds: int = 3
     """Rounds that count; one more goes before."""
-
-
-def random_arms(hidden: int, num: int) -> list[Arm]:
-    """Arms of latents with random directions, every mode and dose among them, without those of dose 0."""
-    generator = np.random.default_rng(LATENT_SEED)
-    found: list[Arm] = []
-    number = 0
-    while len(found) < num:
-        direction = generator.standard_normal((2, hidden)).astype(np.float32) / hidden**0.5
-        latent = SteeredLatent(
-            concept=f"random:{number}",
-            label="exploration",
-            latent=number,
-            site="lstm.h",
-            scale=1.0,
-            write_D=direction[0],
-            read_D=direction[1],
-            read_bias=0.0,
-            threshold=0.0,
-        )
-        found += [arm for arm in arms(latent, SteeringConfig(), seed=0) if arm.dose]
-        number += 1
-    return found[:num]
+    actors: tuple[int, ...] = ()
+    """Numbers of actors to compare, instead of ways to play on one core."""
 
 
 class Player:
@@ -101,6 +86,15 @@ class Player:
 
 def main(config: Config) -> None:
     """Prints the table of ratios."""
+    if config.actors:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare_drivers(Path(folder))
+            compare(
+                config.actors,
+                Work(config.world, config.hidden, config.arms, config.episodes),
+                config.rounds,
+            )
+        return
     use_one_core()
     settle()
     every = random_arms(config.hidden, config.arms)

@@ -20,7 +20,7 @@ from cluster import policies, recordings
 from cluster.dictionaries import SweepResult
 from cluster.results import Kind, read_table
 from cluster.store import Store
-from cluster.studies import REPORT
+from cluster.studies import REPORT, card_files
 from cluster.tracking.access import Access
 from cluster.training import TrainedRun
 from interp.dictionaries.training import CurvePoint
@@ -42,7 +42,10 @@ STAGES = (
 )
 """In the order of delivery: what is used is there before its use."""
 STAGE_OF: Mapping[Kind, str] = {
+    "evaluations": "decompose",
     "concepts": "score",
+    "groups": "discover",
+    "findings": "discover",
     "effects": "steer",
     "verdicts": "steer",
     "clips": "show",
@@ -156,6 +159,18 @@ def pending(store: Store, study: str) -> list[str]:
     """Keys of letters that were not delivered as they are now, in the order of delivery."""
     keys = store.list(_folder(study))
     return [key for key in keys if "/sent/" not in key and not is_sent(store, key)]
+
+
+def unsent(keys: Sequence[str], study: str) -> list[str]:
+    """Of the keys of a listing, a study's letters without a receipt; those that changed since theirs do not count."""
+    own = [key for key in keys if key.startswith(f"{_folder(study)}/")]
+    there = set(own)
+    return [key for key in own if "/sent/" not in key and _receipt_key(key) not in there]
+
+
+def num_unsent(store: Store, study: str) -> int:
+    """As `unsent`, for the price of a listing."""
+    return len(unsent(store.list(_folder(study)), study))
 
 
 def is_sent(store: Store, key: str) -> bool:
@@ -418,9 +433,10 @@ def table_letter(store: Store, study: str, kind: Kind, table_id: str) -> Letter:
 
 
 def report_letter(store: Store, study: Study) -> Letter:
-    """The figures, the page, and every table that they were drawn from."""
+    """The figures, the page, the concept cards, and every table that they were drawn from."""
     folder = f"studies/{study.study}"
-    names = [REPORT, "study.json", *(f"figures/{name}.svg" for name in study.figures)]
+    figures = [f"figures/{name}.svg" for name in study.figures]
+    names = [REPORT, "study.json", *figures, *card_files(store, study)]
     return Letter(
         study=study.study,
         stage="report",
@@ -434,7 +450,10 @@ def report_letter(store: Store, study: Study) -> Letter:
         },
         uses=tuple(
             f"{table_id}:latest"
-            for kind in ("concepts", "effects", "verdicts", "lineages", "windows", "clips")
+            for kind in (
+                *("concepts", "effects", "verdicts", "lineages", "windows", "clips"),
+                "splices",
+            )
             for table_id in getattr(study, kind)
         ),
         logs=(

@@ -242,6 +242,12 @@ class Mirror:
         if self._state == "online" and self._feeds:
             self._queue.put(_Row(self._addressed(letter), row))
 
+    def num_unsent(self) -> int:
+        """Letters that are still to be delivered, now or by `sparsight sync`; 0 without a mirror."""
+        if self._state not in ("online", "offline"):
+            return 0
+        return letters.num_unsent(self.store, self.study)
+
     def close(self, *, wait_s: float = CLOSE_S) -> str:
         """Waits for what is queued, tries once more what failed, and says how things stand: the job's last line."""
         if self._thread.is_alive():

@@ -12,7 +12,7 @@ and the products run on blocks of one fixed size, so that not even the last bit 
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,6 +144,19 @@ class Dictionary:
     def encode_rows(self, x_ND: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N F"]:
         """`encode` for numpy."""
         return self.encode(torch.from_numpy(np.ascontiguousarray(x_ND))).numpy()
+
+    def on(self, device: torch.device) -> "Dictionary":
+        """Itself with its tensors on a device, for `reconstruct`."""
+        moved = {name: tensor.to(device) for name, tensor in self._tensors.items()}
+        return replace(self, **moved)
+
+    @torch.no_grad()
+    def reconstruct(self, x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B O"]:
+        """`decode(encode(x))` in one block and on the device of `x_BD`, for the middle of a forward pass.
+
+        How many rows there are may change the last bit of each; `encode` and `decode` take care that it does not.
+        """
+        return self._decode_block(self._encode_block(x_BD))
 
     def _encode_block(self, x_BD: Tensor) -> Tensor:
         z_BF = torch.addmm(self.b_enc, (x_BD - self.mean) / self.scale, self.W_enc)

@@ -77,9 +77,20 @@ def mean_differences(
     label_NL: Bool[np.ndarray, "N L"],
     *,
     names: Sequence[str],
+    known_NL: Bool[np.ndarray, "N L"] | None = None,
 ) -> FeatureSet:
-    """For each label the mean of the rows with it minus the mean of those without (Belrose 2023)."""
-    direction_LD = np.stack([diff_in_means(train_ND, label_N) for label_N in label_NL.T])
+    """For each label the mean of the rows with it minus the mean of those without (Belrose 2023).
+
+    Here and below, `known_NL` says which rows count for which label; all of them if None.
+    """
+    if known_NL is None:
+        known_NL = np.ones_like(label_NL)
+    direction_LD = np.stack(
+        [
+            diff_in_means(train_ND[known_N], label_N[known_N])
+            for label_N, known_N in zip(label_NL.T, known_NL.T, strict=True)
+        ]
+    )
     return _projections("diff_in_means", site, direction_LD, names, train_ND)
 
 
@@ -89,6 +100,7 @@ def probes(
     label_NL: Bool[np.ndarray, "N L"],
     *,
     names: Sequence[str],
+    known_NL: Bool[np.ndarray, "N L"] | None = None,
 ) -> FeatureSet:
     """For each label Fisher's linear discriminant of all units, w = (Σ + λI)⁻¹ (μ₁ - μ₀), of unit norm.
 
@@ -96,7 +108,7 @@ def probes(
     has nothing to do with the label is divided out. All labels share one factorisation.
     """
     covariance_DD = _covariance(train_ND)
-    gap_LD = _gaps(train_ND, label_NL)
+    gap_LD = _gaps(train_ND, label_NL, known_NL)
     weight_LD = cho_solve(cho_factor(covariance_DD), gap_LD.T).T
     return _projections("probe", site, _unit(weight_LD), names, train_ND)
 
@@ -108,6 +120,7 @@ def sparse_probes(
     *,
     names: Sequence[str],
     k: int,
+    known_NL: Bool[np.ndarray, "N L"] | None = None,
 ) -> FeatureSet:
     """As `probes`, of the k units whose means differ most in units of their deviations (Gurnee et al. 2023)."""
     width = train_ND.shape[1]
@@ -115,7 +128,7 @@ def sparse_probes(
         raise ValueError(f"k is {k}: a sparse probe reads from 1 to {width} units of {site}")
     covariance_DD = _covariance(train_ND)
     weight_LD = np.zeros((label_NL.shape[1], width))
-    for weight_D, gap_D in zip(weight_LD, _gaps(train_ND, label_NL), strict=True):
+    for weight_D, gap_D in zip(weight_LD, _gaps(train_ND, label_NL, known_NL), strict=True):
         unit_k = np.argsort(-np.abs(gap_D) / np.sqrt(covariance_DD.diagonal()), kind="stable")[:k]
         block_kk = covariance_DD[np.ix_(unit_k, unit_k)]
         weight_D[unit_k] = cho_solve(cho_factor(block_kk), gap_D[unit_k])
@@ -176,15 +189,18 @@ def _covariance(train_ND: Float32[np.ndarray, "N D"]) -> Float[np.ndarray, "D D"
 
 
 def _gaps(
-    train_ND: Float32[np.ndarray, "N D"], label_NL: Bool[np.ndarray, "N L"]
+    train_ND: Float32[np.ndarray, "N D"],
+    label_NL: Bool[np.ndarray, "N L"],
+    known_NL: Bool[np.ndarray, "N L"] | None,
 ) -> Float[np.ndarray, "L D"]:
     """Difference of the means with and without each label; 0 where one of them does not exist."""
-    count_L = label_NL.sum(0)
-    with_LD = label_NL.T.astype(np.float64) @ train_ND
-    total_D = train_ND.sum(0, dtype=np.float64)
-    exists_L1 = ((count_L > 0) & (count_L < len(train_ND)))[:, None]
-    on_L1, off_L1 = (np.maximum(n, 1)[:, None] for n in (count_L, len(train_ND) - count_L))
-    return np.where(exists_L1, with_LD / on_L1 - (total_D - with_LD) / off_L1, 0.0)
+    without_NL = ~label_NL
+    if known_NL is not None:
+        label_NL, without_NL = label_NL & known_NL, without_NL & known_NL
+    on_L, off_L = label_NL.sum(0), without_NL.sum(0)
+    on_LD = label_NL.T.astype(np.float64) @ train_ND / np.maximum(on_L, 1)[:, None]
+    off_LD = without_NL.T.astype(np.float64) @ train_ND / np.maximum(off_L, 1)[:, None]
+    return np.where(((on_L > 0) & (off_L > 0))[:, None], on_LD - off_LD, 0.0)
 
 
 def _unit(rows_FD: Float[np.ndarray, "F D"]) -> Float[np.ndarray, "F D"]:

@@ -10,6 +10,9 @@ f = J(x . read + read_bias), J(z) = z if z > threshold else 0. Then
 
 It is applied as a difference, so an edit with a = b = 0 leaves x as it is, and whatever part of x the dictionary does
 not explain stays untouched.
+
+A splice is another thing: it puts a function of x in the place of x, for instance what a dictionary makes of it. Where
+a row has both, edits come after.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,7 +21,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 Mode = Literal["add", "gated_add", "clamp", "scale", "ablate", "mean_ablate"]
@@ -64,6 +67,11 @@ class Edit:
             )
 
     @property
+    def width(self) -> int:
+        """Of the activation that it fits."""
+        return len(self.write_D)
+
+    @property
     def coefficients(self) -> tuple[float, float, float]:
         """(a, b, g) of f' - f = a + b f + g [f ≠ 0].
 
@@ -87,6 +95,30 @@ class Edit:
                 return self.dose * self.mean, -self.dose, 0.0
 
 
+@runtime_checkable
+class Replacement(Protocol):
+    """What is put in the place of an activation: a function of each row, to the last bit whatever is beside it."""
+
+    @property
+    def width(self) -> int:
+        """Of the activation that it fits."""
+        ...
+
+    def __call__(self, x_RD: Float[Tensor, "R D"], /) -> Float[Tensor, "R D"]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Splice:
+    """A site replaced whole, at every step of an episode."""
+
+    site: str
+    replacement: Replacement
+
+    @property
+    def width(self) -> int:
+        return self.replacement.width
+
+
 @dataclass(frozen=True, slots=True)
 class _SiteEdits:
     """The edits of one site for a whole batch; rows without an edit have a = b = g = 0."""
@@ -98,8 +130,13 @@ class _SiteEdits:
     bias_R: Float[Tensor, "R 1"]
     threshold_R: Float[Tensor, "R 1"]
     write_RD: Float[Tensor, "R D"]
+    spliced: dict[Replacement, Bool[Tensor, "R 1"]]
+    """What is put in the place of which rows."""
 
     def __call__(self, x_RD: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]:
+        for replacement, is_spliced_R in self.spliced.items():
+            if is_spliced_R.any():
+                x_RD = torch.where(is_spliced_R, replacement(x_RD), x_RD)
         pre_R = (x_RD * self.read_RD).sum(1, keepdim=True) + self.bias_R
         fires_R = pre_R > self.threshold_R
         change_R = self.a_R + fires_R * (self.b_R * pre_R + self.g_R)
@@ -114,6 +151,7 @@ class _SiteEdits:
             self.bias_R[start:stop],
             self.threshold_R[start:stop],
             self.write_RD[start:stop],
+            {replacement: is_R[start:stop] for replacement, is_R in self.spliced.items()},
         )
 
 
@@ -143,11 +181,12 @@ class RowEdits:
                 bias_R=zeros(1),
                 threshold_R=zeros(1),
                 write_RD=zeros(width),
+                spliced={},
             )
             for site, width in site_widths.items()
         }
 
-    def set_row(self, row: int, edits: Sequence[Edit]) -> None:
+    def set_row(self, row: int, edits: Sequence[Edit | Splice]) -> None:
         """Replaces whatever edits the row had."""
         for site in self._sites.values():
             for column in (
@@ -158,10 +197,16 @@ class RowEdits:
                 site.bias_R,
                 site.threshold_R,
                 site.write_RD,
+                *site.spliced.values(),
             ):
                 column[row] = 0
         for edit in edits:
             site = self._sites[edit.site]
+            if isinstance(edit, Splice):
+                if edit.replacement not in site.spliced:
+                    site.spliced[edit.replacement] = torch.zeros_like(site.a_R, dtype=torch.bool)
+                site.spliced[edit.replacement][row] = True
+                continue
             site.a_R[row], site.b_R[row], site.g_R[row] = edit.coefficients
             site.read_RD[row] = torch.from_numpy(edit.read_D)
             site.bias_R[row] = edit.read_bias

@@ -13,11 +13,13 @@ No picture and no episode is stored in a card: seeds are, and an episode is a fu
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from interp.identity import nulled
 from interp.records import Window
 from interp.report.document import Clip, Report
 
@@ -32,9 +34,13 @@ def cards(report: Report) -> dict[str, Card]:
         claimed.setdefault((row["policy_name"], row["concept"]), []).append(row)
     found = {}
     for (policy_name, concept), claims in claimed.items():
-        name = f"{policy_name}-{concept}".replace(":", "-").replace(" ", "-").replace("/", "-")
-        found[name] = _card(report, policy_name, concept, claims)
+        found[card_name(policy_name, concept)] = _card(report, policy_name, concept, claims)
     return found
+
+
+def card_name(policy_name: str, concept: str) -> str:
+    """Safe for a file."""
+    return re.sub(r"[: /]", "-", f"{policy_name}-{concept}")
 
 
 def _card(report: Report, policy_name: str, concept: str, claims: list[Card]) -> Card:
@@ -58,7 +64,7 @@ def _card(report: Report, policy_name: str, concept: str, claims: list[Card]) ->
         else []
     )
     label = claims[0]["label"]
-    return _plain(
+    return nulled(
         {
             "study": report.study.study,
             "policy": policy_name,
@@ -145,16 +151,3 @@ def _clip(clip: Clip) -> Card:
         "before": _episode(clip.before),
         "after": _episode(clip.after),
     }
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
-    """NaN and infinity are not JSON: what has no value is null."""
-    match value:
-        case float() if not math.isfinite(value):
-            return None
-        case dict():
-            return {name: _plain(inner) for name, inner in value.items()}
-        case list():
-            return [_plain(inner) for inner in value]
-        case _:
-            return value

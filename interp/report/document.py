@@ -1,7 +1,8 @@
 """The report of a study: one HTML file that opens offline and answers a sceptical reader in the order of doubt.
 
-    what was found -> what was run -> is it real (controls, nulls) -> does it matter (steering) -> when was it born ->
-    show me -> how it was computed, and how to make it again
+    what was found -> what was run -> is it real (controls, nulls) -> what else is there (found without labels,
+    groups of latents) -> does it matter (steering) -> when was it born -> show me ->
+    how it was computed, and how to make it again
 
 Records and tables in, text out. Every number on the page is one of theirs.
 """
@@ -20,6 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interp import figures as draw
+from interp.concepts.discovery import leading_kind
 from interp.figures import Band, DoseCurve, SweepPoint
 from interp.records import Window
 from interp.steering.verdicts import Verdict
@@ -41,6 +43,16 @@ CONTROLS = {
 }
 
 
+SPLICE_METRICS = {
+    "return": "return",
+    "return recovered": "return recovered",
+    "KL recovered": "KL recovered",
+    "agreement": "same action",
+    "stays finite": "finite",
+}
+"""Of `interp.steering.splicing`, what the page shows -> its heading."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
     """One seed, unedited and along an arm: the same steps and the same agent."""
@@ -60,6 +72,9 @@ class Report:
     lineages: pa.Table
     verdicts: pa.Table
     stabilities: pa.Table
+    splices: pa.Table
+    groups: pa.Table
+    findings: pa.Table
     windows: tuple[Window, ...]
     clips: tuple[Clip, ...]
     label_definitions: Mapping[str, str]
@@ -101,6 +116,8 @@ def render(report: Report) -> str:
         "signed": _signed,
         "percent": lambda value: "–" if math.isnan(value) else f"{100 * value:.1f} %",
         "p": _p,
+        "evidence": _evidence,
+        "some": _some,
         "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),
         "key": lambda value: "" if math.isnan(value) else repr(value),
     }
@@ -110,7 +127,11 @@ def render(report: Report) -> str:
         summary=_summary(report),
         figures=drawn,
         last=_last_policies(report.study),
+        spliced=_spliced(report),
+        splice_metrics=SPLICE_METRICS,
         concepts=[_concept_view(row) for row in _named(report)],
+        findings=[_finding_view(row) for row in _rows(report.findings)],
+        groups=_rows(report.groups),
         steered=[
             _steered_view(
                 number, rows, _verdicts_of(report, rows[0]), _found_again(report, rows[0])
@@ -191,6 +212,18 @@ def _last_policies(study: Study) -> list[Row]:
     ]
 
 
+def _spliced(report: Report) -> list[Row]:
+    """What the policies keep of their play, a row for each thing that a site was replaced by."""
+    ways: dict[tuple[str, str, str], Row] = {}
+    for row in _rows(report.splices):
+        way = ways.setdefault(
+            (row["policy_name"], row["site"], row["replaced_by"]),
+            {key: row[key] for key in ("policy_name", "site", "replaced_by", "n_episodes")},
+        )
+        way[row["metric"]] = row
+    return list(ways.values())
+
+
 # --- what was found
 
 
@@ -222,6 +255,11 @@ def _summary(report: Report) -> Row:
         "discoveries": len(discoveries),
         "strong": sum(row["auroc"] >= STRONG_AUROC for row in discoveries),
         "named": len(named),
+        "clusters": len(report.findings),
+        "clusters_named": sum(not math.isnan(row["strength"]) for row in _rows(report.findings)),
+        "kinds": Counter(row["type"] for row in _rows(report.findings)),
+        "groups": len(report.groups),
+        "groups_better": sum(row["beats_best"] for row in _rows(report.groups)),
         "latents": len({(row["dict_id"], row["latent"]) for row in named}),
         "beats": {
             control: sum(standing[control] == "beaten" for standing in standings)
@@ -262,6 +300,7 @@ def _concept_view(row: Row) -> Row:
         "left": 100 * row["auroc_lo"],
         "width": max(0.8, 100 * (row["auroc_hi"] - row["auroc_lo"])),
         "middle": 100 * row["auroc"],
+        "evidence": 1 - row["q_value"],
     }
 
 
@@ -289,6 +328,29 @@ def _verdict(row: Row) -> str:
         if names:
             clauses.append(phrase.format(" and ".join(names)))
     return "; ".join(clauses)
+
+
+# --- what else is there
+
+
+def _finding_view(row: Row) -> Row:
+    kind, share, q = leading_kind(row)
+    return {
+        **row,
+        "leading": kind,
+        "leading_share": share,
+        "leading_q": q,
+        "curve": _curve(row["profile"]),
+    }
+
+
+def _curve(profile: list[float], *, width: float = 72.0, height: float = 18.0) -> str:
+    """The points of a polyline: steps from left to right, 0 at the bottom, the highest value at the top."""
+    top = max(profile, default=0.0) or 1.0
+    apart = width / max(1, len(profile) - 1)
+    return " ".join(
+        f"{apart * p:.1f},{height * (1 - value / top):.1f}" for p, value in enumerate(profile)
+    )
 
 
 # --- does it matter
@@ -523,6 +585,17 @@ def _p(value: float) -> str:
     if math.isnan(value):
         return "–"
     return "<0.0001" if value < 1e-4 else f"{value:.4f}".rstrip("0").rstrip(".")
+
+
+def _evidence(value: float) -> str:
+    """1 - q, which is never certain."""
+    return "–" if math.isnan(value) else ">0.9999" if value > 0.9999 else f"{value:.4f}"
+
+
+def _some(numbers: list[int], most: int = 8) -> str:
+    """The first few of many numbers."""
+    rest = len(numbers) - most
+    return ", ".join(map(str, numbers[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _count(value: int) -> str:

@@ -74,3 +74,66 @@ def bootstrap_ratio(
     bounds[:, defined_M] = np.nanquantile(ratio_BM[:, defined_M], tails, axis=0)
     ratio_M, lo_M, hi_M = (np.where(defined_M, x, np.nan) for x in (ratio_M, *bounds))
     return Interval(ratio_M, lo_M, hi_M, len(numerator_EM))
+
+
+def bootstrap_ratio_difference(
+    first: tuple[Float[np.ndarray, "E M"], Float[np.ndarray, "E M"]],
+    second: tuple[Float[np.ndarray, "E M"], Float[np.ndarray, "E M"]],
+    *,
+    seed: int,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile cluster bootstrap of one ratio of sums minus another, (numerator, denominator) each: two detectors of
+    the same label in the same episodes.
+
+    Both are of the same resamples, so what the episodes do to both cancels. NaN where one of the two ratios has no
+    interval; see `bootstrap_ratio`.
+    """
+    check_level(level)
+    for name, (numerator_EM, denominator_EM) in (("first", first), ("second", second)):
+        check_values(f"{name}, numerator", numerator_EM)
+        check_values(f"{name}, denominator", denominator_EM)
+    weight_BE = resample_weights(len(first[0]), num_resamples, seed=seed)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    mean_M, difference_BM, defined_M = 0.0, 0.0, True
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for sign, (numerator_EM, denominator_EM) in ((1, first), (-1, second)):
+            below_BM = weight_BE @ denominator_EM
+            lo_M, hi_M = np.quantile(below_BM, tails, axis=0)
+            defined_M = defined_M & ((lo_M > 0) | (hi_M < 0))
+            difference_BM = difference_BM + sign * (weight_BE @ numerator_EM) / below_BM
+            sums = (x.sum(0, dtype=np.float64) for x in (numerator_EM, denominator_EM))
+            mean_M = mean_M + sign * np.divide(*sums)
+    difference_BM, mean_M = np.asarray(difference_BM), np.asarray(mean_M)
+    bounds = np.full((2, difference_BM.shape[1]), np.nan)
+    bounds[:, defined_M] = np.nanquantile(difference_BM[:, defined_M], tails, axis=0)
+    mean_M, lo_M, hi_M = (np.where(defined_M, x, np.nan) for x in (mean_M, *bounds))
+    return Interval(mean_M, lo_M, hi_M, len(first[0]))
+
+
+def log_odds_interval(
+    first_EM: Float[np.ndarray, "E M"],
+    second_EM: Float[np.ndarray, "E M"],
+    trials_E: Float[np.ndarray, " E"],
+    *,
+    seed: int,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile cluster bootstrap of the log odds ratio of two counts, each of `trials_E` trials of an episode.
+
+    One half is added to every cell (Haldane 1956), so that the ratio is finite whatever was seen.
+    """
+    check_level(level)
+    check_values("first_EM", first_EM)
+    check_values("second_EM", second_EM)
+    weight_BE = resample_weights(len(trials_E), num_resamples, seed=seed)
+    every_BE = np.concatenate([np.ones((1, len(trials_E))), weight_BE])  # first of all, as observed
+    trials_B1 = (every_BE @ trials_E)[:, None]
+    first_BM, second_BM = every_BE @ first_EM, every_BE @ second_EM
+    odds_BM = np.log((first_BM + 0.5) / (trials_B1 - first_BM + 0.5)) - np.log(
+        (second_BM + 0.5) / (trials_B1 - second_BM + 0.5)
+    )
+    lo_M, hi_M = np.quantile(odds_BM[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Interval(odds_BM[0], lo_M, hi_M, len(trials_E))

@@ -132,8 +132,8 @@ def _compare(
         p_base, p_edited = log_p(before), log_p(after)
         p_replayed, p_unedited = log_p(replayed), log_p(unedited)
         one = {
-            "kl_replay_E": _kl(p_base, p_replayed),
-            "kl_on_policy_E": _kl(p_unedited, p_edited),
+            "kl_replay_E": mean_kl(p_base, p_replayed),
+            "kl_on_policy_E": mean_kl(p_unedited, p_edited),
             "agreement_E": float((p_base.argmax(-1) == p_replayed.argmax(-1)).mean()),
             "entropy_E": _entropy(p_edited) - _entropy(p_base),
             "off_manifold_E": float(
@@ -155,7 +155,7 @@ def divergence_step(before: Episode, after: Episode) -> int:
     return int(differs_T.argmax()) if differs_T.any() else num
 
 
-def _kl(p: Float[np.ndarray, "T A N"], q: Float[np.ndarray, "T A N"]) -> float:
+def mean_kl(p: Float[np.ndarray, "T A N"], q: Float[np.ndarray, "T A N"]) -> float:
     """Mean of KL(p ‖ q) from log probabilities."""
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 

@@ -244,7 +244,7 @@ def test_an_unknown_site_is_refused_with_those_there_are(policy) -> None:
 
 def test_an_edit_of_the_wrong_width_is_refused(policy) -> None:
     trial = Trial(env_seed=0, edits=(edit(write=np.zeros(64, np.float32)),))
-    with pytest.raises(ValueError, match=r"width \(64,\), but the site has 128"):
+    with pytest.raises(ValueError, match=r"width 64, but the site has 128"):
         roll(policy, FACTORY(1), [trial])
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cluster.discovery import FindingsConfig
 from cluster.evaluation import EvaluationConfig
 from cluster.evolution import EvolutionConfig
 from cluster.recorder import RecordingConfig
 from cluster.store import Store
 from interp.concepts.catalogue import ScoringConfig
+from interp.concepts.discovery import DiscoveryConfig
 from interp.steering.arms import SteeringConfig
 from interp.study import Study
 from jobs.pipeline import run
@@ -21,6 +23,8 @@ FINDINGS = (
         "recordings",
         "dictionaries",
         "concepts",
+        "groups",
+        "findings",
         "selections",
         "registrations",
         "effects",
@@ -48,10 +52,11 @@ def tiny(store: Path, *, actors: int, worlds_per_actor: int) -> DemoPipelineConf
         train=TrainDemoConfig(
             worlds=("hazard",), seeds=(0,), budget_agent_steps=8 * 4096, num_checkpoints=5
         ),
-        evaluate=EvaluationConfig(num_episodes=6),
+        evaluate=EvaluationConfig(num_episodes=10),
         record=RecordingConfig(num_episodes=40, episodes_per_shard=8),
         sweep=SweepConfig(d_sae=64, samples=40_000, k=(8, 16), l1=(1.0,), target_l0=(4.0, 40.0)),
         score=ScoringConfig(num_permutations=1500, min_auroc=0.5, max_q_value=0.2),
+        discover=FindingsConfig(discovery=DiscoveryConfig(max_clusters=8)),
         steer=SteeringConfig(
             selection_episodes=4,
             num_episodes=10,

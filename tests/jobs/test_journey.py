@@ -142,6 +142,9 @@ def test_policies_of_a_wandb_run_in_a_store_on_s3_give_the_findings_of_the_files
     (report,) = model.versions("report-tiny")
     assert {one["id"] for tables_ in lineage.values() for one in tables_} == inputs_of(report)
     assert {"report.html", "study.json"} <= model.content(report).keys()
+    cards = {name for name in model.content(report) if name.startswith("cards/")}
+    assert {f"studies/tiny/{name}" for name in cards} == set(store.list("studies/tiny/cards"))
+    assert cards
     assert model.content(concepts)["concepts.parquet"] == there.get(
         f"concepts/{study.concepts[0]}.parquet"
     )

@@ -34,12 +34,14 @@ def test_every_verb_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> No
         "recordings": ["gc"],
         "sequences": ["bank"],
         "dictionaries": ["export"],
+        "jobs": ["list"],
+        "concepts": ["discover"],
     }.get(verb, [])
     arguments = [verb, *subcommand, "--help"]
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 0
-    assert "--store" in capsys.readouterr().out
+    assert ("--address" if verb == "jobs" else "--store") in capsys.readouterr().out
 
 
 def test_an_unknown_preset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ def test_the_study_says_what_it_is_made_of(finished: tuple[DemoPipelineConfig, S
         "relu_l1",
     }
     assert written["recordings"][0]["rows"] == 40 * 256 * 4
-    for kind in ("concepts", "effects", "lineages", "windows"):
+    for kind in ("concepts", "effects", "lineages", "windows", "groups", "findings"):
         assert written[kind], kind
         for table_id in written[kind]:
             assert store.exists(f"{kind}/{table_id}.parquet")
@@ -47,6 +47,7 @@ def test_the_study_says_what_it_is_made_of(finished: tuple[DemoPipelineConfig, S
         "record",
         "sweep",
         "score",
+        "discover",
         "steer",
         "evolve",
         "report",
@@ -73,6 +74,12 @@ def test_the_report_is_one_file(finished: tuple[DemoPipelineConfig, Study]) -> N
     html = Store.open(config.store).get("studies/tiny/report.html").decode()
     assert study.policies[-1].policy_id in html
     assert "<script src" not in html
+    found = pq.read_table(
+        Store.open(config.store).local_path(f"findings/{study.findings[0]}.parquet")
+    )
+    assert found.num_rows > 0
+    section = html[html.index('id="unlabelled"') : html.index('id="groups"')]
+    assert section.count('<tr class="finding">') == found.num_rows
 
 
 def test_one_actor_and_other_batches_give_the_same_bytes(

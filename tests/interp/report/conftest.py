@@ -1,5 +1,6 @@
 """A small report whose numbers are made up, as the tests of a page may be."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 
 from interp.comparison.evolution import LINEAGE_SCHEMA
 from interp.concepts.catalogue import CONCEPT_SCHEMA
+from interp.concepts.naming import NOTHING
 from interp.records import Window
 from interp.report.document import Clip, Report
 from interp.steering.effects import EFFECT_SCHEMA
+from interp.steering.splicing import SPLICE_SCHEMA
 from interp.steering.verdicts import VERDICT_SCHEMA
 from interp.study import DictionaryEntry, PolicyEntry, RecordingEntry, Study, TrialEntry
 
@@ -72,6 +75,20 @@ def study(name: str) -> Study:
         windows=("w-1",),
         wall_s={"train": 1.5},
     )
+
+
+def splice_row(replaced_by: str, metric: str, value: float) -> dict:
+    return {
+        "policy_name": "forage-s0",
+        "dict_id": "d-1",
+        "site": "lstm.c",
+        "replaced_by": replaced_by,
+        "metric": metric,
+        "value": value,
+        "lo": value - 0.0625,
+        "hi": value + 0.0625,
+        "n_episodes": 32,
+    }
 
 
 def concept_row(latent: int, label: str, auroc: float, *, named: bool) -> dict:
@@ -159,6 +176,46 @@ def verdict_row(claim: str, mode: str, *, confirmed: bool) -> dict:
     }
 
 
+def group_row(label: str, gain: float, *, beats_best: bool) -> dict:
+    return {
+        **IDENTITY,
+        "label": label,
+        "latents": [3, 5],
+        "union_f1": 0.7531,
+        "best_f1": 0.5421,
+        "gain": gain,
+        "gain_lo": gain - 0.1,
+        "gain_hi": gain + 0.1,
+        "beats_best": beats_best,
+    }
+
+
+def finding_row(cluster: int, name: str, kind: str) -> dict:
+    value = 3.1416 if name != NOTHING else math.nan
+    return {
+        **IDENTITY,
+        "cluster": cluster,
+        "latents": list(range(11)),
+        "name": name,
+        "strength": value,
+        "evidence": value / 4,
+        "type": kind,
+        "description": f"Peaks with {name} & more.",
+        "active_episodes": 37,
+        "share_behavioural": 0.0123,
+        "share_spatial": 0.4567,
+        "share_temporal": -0.001,
+        "share_object-based": math.nan,
+        "q_behavioural": 0.6,
+        "q_spatial": 0.0021,
+        "q_temporal": 1.0,
+        "q_object-based": math.nan,
+        "run_steps": 6.54,
+        "shape": "pulse",
+        "profile": [0.0, 0.0, 2.0, 1.0, 0.0],
+    }
+
+
 def lineage_row(step: int) -> dict:
     return {
         **IDENTITY,
@@ -241,6 +298,16 @@ def make_report(name: str = "small", label: str = "wall") -> Report:
             ],
             schema=VERDICT_SCHEMA,
         ),
+        splices=pa.Table.from_pylist(
+            [
+                splice_row("dictionary", "return recovered", 0.875),
+                splice_row("dictionary", "return", 2.5),
+                splice_row("dictionary", "KL recovered", float("nan")),
+                splice_row("dictionary", "agreement", 0.5),
+                splice_row("dictionary", "stays finite", 1.0),
+            ],
+            schema=SPLICE_SCHEMA,
+        ),
         stabilities=pa.Table.from_pylist(
             [
                 {
@@ -252,6 +319,12 @@ def make_report(name: str = "small", label: str = "wall") -> Report:
                     "random_cosine": 0.31,
                 }
             ]
+        ),
+        groups=pa.Table.from_pylist(
+            [group_row(label, 0.211, beats_best=True), group_row("ore", -0.0321, beats_best=False)]
+        ),
+        findings=pa.Table.from_pylist(
+            [finding_row(0, label, "spatial"), finding_row(1, NOTHING, "undecided")]
         ),
         windows=(window(label), window(label)),
         clips=(Clip(arm="add 1 at lstm.c", before=window(label), after=moved(window(label))),),
@@ -282,6 +355,9 @@ def empty() -> Report:
         lineages=pa.table({}),
         verdicts=pa.table({}),
         stabilities=pa.table({}),
+        splices=pa.table({}),
+        groups=pa.table({}),
+        findings=pa.table({}),
         windows=(),
         clips=(),
         label_definitions={},

@@ -128,6 +128,43 @@ def test_a_study_that_found_nothing_says_so(empty) -> None:
     assert "Nothing was followed" in html
 
 
+def test_what_was_found_without_labels_is_told_with_strength_and_evidence(report) -> None:
+    text = text_of(report)
+    assert "here 2, those that fire in most episodes. 1 has a name" in text
+    assert "1 spatial, 1 undecided." in text
+    assert (
+        "wall cluster&nbsp;0, latents 0, 1, 2, 3, 4, 5, 6, 7 and 3 more forage-s0 +3.142 0.7854"
+        in text
+    )
+    assert "spatial 45.7 % 0.0021 pulse 6.5 37 Peaks with wall &amp; more." in text
+    assert "nothing stands out cluster&nbsp;1" in text and "undecided first spatial" in text
+    assert 'points="0.0,18.0 18.0,18.0 36.0,0.0 54.0,9.0 72.0,18.0"' in render(report)
+
+
+def test_a_group_says_whether_it_beats_its_best_latent(report) -> None:
+    text = text_of(report)
+    assert "1 of 2 beats the best latent alone" in text
+    assert "0.753 0.542 +0.211 +0.111 to +0.311 yes" in text
+    assert "−0.032 −0.132 to +0.068 no" in text
+
+
+def test_a_concept_has_strength_and_evidence_and_its_label_a_definition(report) -> None:
+    html = render(report)
+    assert '<td class="n" data-value="0.9877">0.9877</td>' in html  # 1 - .0123
+    assert 'title="State: a wall stands next to the agent."' in html
+    certain = changed(report.concepts, q_value=0.0)
+    assert "&gt;0.9999" in render(replace(report, concepts=certain))
+
+
+def test_a_study_that_did_not_look_says_so(empty) -> None:
+    text = text_of(empty)
+    assert "Nothing was found without labels : this study was not asked to look" in text.replace(
+        "labels:", "labels :"
+    )
+    asked = replace(empty, study=replace(empty.study, findings=("f-1",), groups=("g-1",)))
+    assert "not asked to look" not in text_of(asked)
+
+
 def test_discoveries_without_a_concept_are_still_counted_and_drawn(report) -> None:
     nameless = replace(report, concepts=changed(report.concepts, concept=None))
     text = text_of(nameless)
@@ -168,3 +205,10 @@ def test_figures_of_hostile_names_stay_drawings(hostile) -> None:
     for name, svg in figures(hostile).items():
         assert re.fullmatch(r"[\w.-]+", name), name
         assert "<img" not in svg
+
+
+def test_what_is_left_of_the_play_stands_beside_the_dictionary(report, empty) -> None:
+    text = text_of(report)
+    assert "Does the policy still play with it?" in text
+    assert "forage-s0 lstm.c dictionary 2.500 2.438–2.562 0.875 0.812–0.938 – ––– 0.500" in text
+    assert "Does the policy still play with it?" not in text_of(empty)
