@@ -27,6 +27,7 @@ from interp.steering.arms import Arm, SteeredLatent
 from interp.steering.diagnosis import Diagnosis, diagnose
 from interp.steering.manifold import Manifold
 from interp.steering.trials import outcome_names, play_arms
+from interp.worlds.expressions import made_of
 from interp.worlds.world import WorldFactory
 
 ARMS_PER_TASK = 128
@@ -184,7 +185,9 @@ class Survey:
     def run(self, studio: Studio) -> Surroundings:
         manifest = recordings.open_manifest(studio.store, self.recording_id)
         recorded = manifest.plan.config["labels"]
-        labels = tuple(dict.fromkeys(one.label for one in self.concepts if one.label in recorded))
+        labels = tuple(
+            dict.fromkeys(one.label for one in self.concepts if made_of(one.label, recorded))
+        )
         tracks = read_tracks(
             studio.store,
             self.recording_id,
@@ -193,8 +196,12 @@ class Survey:
             stride_steps=self.stride_steps,
         )
         train = tracks.select(~self.split.held_out(tracks.env_seed_E))
-        x_ND, label_NL = train.activation_ESD[train.mask_ES], train.label_ESL[train.mask_ES]
-        direction = dict(zip(labels, (diff_in_means(x_ND, y_N) for y_N in label_NL.T), strict=True))
+        x_ND, targets = train.activation_ESD[train.mask_ES], train.targets
+        label_NL, known_NL = (x[train.mask_ES] for x in (targets.label_ESC, targets.known_ESC))
+        direction = {
+            label: diff_in_means(x_ND[known_N], label_N[known_N])
+            for label, label_N, known_N in zip(labels, label_NL.T, known_NL.T, strict=True)
+        }
         none_D = np.zeros(x_ND.shape[1], np.float32)
         return Surroundings(
             others=self._others(studio, x_ND),

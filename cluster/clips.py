@@ -14,6 +14,7 @@ from interp.records import Episode
 from interp.rollout import Capture, Trial, fitting_worlds, roll
 from interp.steering.arms import Arm, SteeredLatent
 from interp.steering.diagnosis import divergence_step
+from interp.worlds.expressions import made_of
 from interp.worlds.labels import compute_labels
 
 CLIP_SCHEMA = pa.schema(
@@ -106,7 +107,7 @@ class ShowEdits:
         """Around the first action that differs, of the agent whose it is."""
         at = divergence_step(before, after)
         agent = int((before.action_TA[at] != after.action_TA[at]).argmax())
-        known = latent.label in self.subject.factory.labels
+        known = made_of(latent.label, self.subject.factory.labels)
 
         def window(episode: Episode) -> str:
             assert episode.facts is not None

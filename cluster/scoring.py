@@ -18,7 +18,12 @@ from cluster.staging import Part, Split
 from cluster.store import Store
 from cluster.studio import Studio
 from interp.concepts.blocks import BlockScores, RankScores, merge, score_blocks
-from interp.concepts.catalogue import Representation, ScoringConfig, score_concepts
+from interp.concepts.catalogue import (
+    CONCEPT_SCHEMA,
+    Representation,
+    ScoringConfig,
+    score_concepts,
+)
 from interp.concepts.lags import Targets, within
 from interp.concepts.scoring import BLOCK_FEATURES
 from interp.concepts.tracks import Tracks
@@ -62,6 +67,7 @@ class ScoreConcepts:
                 "scoring": asdict(self.config),
                 "split": asdict(self.split),
                 "labels": list(self.labels),
+                "columns": CONCEPT_SCHEMA.names,
                 "seed": self.seed,
             },
             {
@@ -121,6 +127,7 @@ def steered_latent(dictionary: Dictionary, concept: Mapping[str, Any]) -> Steere
         latent=concept["latent"],
         site=concept["site"],
         scale=concept["scale"],
+        mean=concept["mean"],
         write_D=direction.write_D.numpy(),
         read_D=direction.read_D.numpy(),
         read_bias=direction.read_bias,

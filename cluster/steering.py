@@ -54,6 +54,7 @@ from interp.steering.effects import ConceptTrials, effects_table
 from interp.steering.selection import Hypothesis, Tried, hypotheses, spread, tried
 from interp.steering.trials import steered_agents
 from interp.steering.verdicts import find_arm, verdicts_table
+from interp.worlds.expressions import made_of
 from interp.worlds.labels import check_labels
 from interp.worlds.world import WorldFactory
 
@@ -123,7 +124,7 @@ class Experiment:
 
     @cached_property
     def subject(self) -> Subject:
-        own = (latent.label for latent in self.latents if latent.label in self.factory.labels)
+        own = (one.label for one in self.latents if made_of(one.label, self.factory.labels))
         return Subject(
             policy_id=self.policy_id,
             factory=self.factory,

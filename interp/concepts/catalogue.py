@@ -78,6 +78,7 @@ CONCEPT_SCHEMA = pa.schema(
         ("firing_rate", pa.float64()),
         ("precision", pa.float64()),
         ("scale", pa.float64()),
+        ("mean", pa.float64()),
         ("p_value", pa.float64()),
         ("q_value", pa.float64()),
         ("null", pa.string()),
@@ -109,10 +110,11 @@ CONCEPT_SCHEMA = pa.schema(
     ]
 )
 """One row per live latent and label. `concept` is null but for the latent that stands for its label; `scale` is the
-99th percentile of the latent over the training rows where it fires; `precision` is the share of held-out firings
-with the label. `family_p_value` is adjusted for all pairs by max-T; `phi` (Matthews), the mutual information and
-the share of the label's events that are covered are of the latent above `threshold`; `generality` says in how many
-episodes it fires (`interp.concepts.generality`); `average_precision` is to be compared with `base_rate`. Of a concept,
+99th percentile of the latent over the training rows where it fires, `mean` its mean over all of them; `precision` is
+the share of held-out firings with the label. `family_p_value` is adjusted for all pairs by max-T; `phi` (Matthews),
+the mutual information and the share of the label's events that are covered are of the latent above `threshold`;
+`generality` says in how many episodes it fires (`interp.concepts.generality`); `average_precision` is to be compared
+with `base_rate`. Of a concept,
 `lead` is its AUROC minus that of `strongest_rival`, and `beats` names the rivals of which it is surely ahead; both are
 null for other pairs.
 How far a row is to be trusted is two numbers: `strength`, the held-out AUROC, and `evidence`, 1 - q; NaN if the label
@@ -193,7 +195,8 @@ def score_concepts(
     )
     precision_FL = hits_FL / np.maximum(firings_FL, 1)
     base_L = label_NL.sum(0) / np.maximum(known_NL.sum(0), 1)
-    scale_F = scales(train_ESF[train.mask_ES])
+    train_NF = train_ESF[train.mask_ES]
+    scale_F, mean_F = scales(train_NF), train_NF.mean(0, dtype=np.float64)
     rows = [
         {
             **identity,
@@ -210,6 +213,7 @@ def score_concepts(
             "firing_rate": float(firing_F[f]),
             "precision": float(precision_FL[f, ell]),
             "scale": float(scale_F[f]),
+            "mean": float(mean_F[f]),
             "p_value": float(scores.p_FC[f, ell]),
             "q_value": float(scores.q_FC[f, ell]),
             "null": scores.null_C[ell],

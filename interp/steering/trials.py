@@ -9,7 +9,7 @@ from interp.policies.policy import Policy
 from interp.records import Episode
 from interp.rollout import Capture, Trial, roll
 from interp.steering.arms import Arm, Steered
-from interp.worlds.labels import compute_labels
+from interp.worlds.labels import judge_labels
 from interp.worlds.world import World, WorldSpec
 
 RETURN = "return"
@@ -45,15 +45,22 @@ def outcome_names(labels: Sequence[str], agents: tuple[int, ...] | None = None) 
 def outcome_of(
     episode: Episode, labels: Sequence[str], agents: tuple[int, ...] | None = None
 ) -> Float64[np.ndarray, " O"]:
-    """Return per agent, then the share of agent-steps on which each label holds, then the others' return."""
+    """Return per agent, then the share of agent-steps on which each label holds, then the others' return.
+
+    A label with a horizon is not known near the end of an episode: its share is of the steps where it is, and 0 of an
+    episode that is too short to have one.
+    """
     assert episode.facts is not None
-    held = compute_labels(episode.facts, labels)
+    judged = judge_labels(episode.facts, labels)
     own = slice(None) if agents is None else list(agents)
     others = [] if agents is None else sorted({*range(len(episode.return_A))} - {*agents})
     return np.array(
         [
             episode.return_A[own].mean(dtype=np.float64),
-            *(held[label][:, own].mean() for label in labels),
+            *(
+                judged[label].true_TA[:, own].sum() / max(1, judged[label].known_TA[:, own].sum())
+                for label in labels
+            ),
             *([episode.return_A[others].mean(dtype=np.float64)] if others else []),
         ]
     )

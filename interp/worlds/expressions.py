@@ -119,6 +119,15 @@ def parts_of(expression: Expression) -> tuple[str, ...]:
             return tuple(dict.fromkeys((*parts_of(left), *parts_of(right))))
 
 
+def made_of(text: str, known: Collection[str]) -> bool:
+    """Whether a text is one of the known names, or an expression of nothing but such."""
+    try:
+        parts = parts_of(parse(text, known))
+    except ValueError:  # the name of a feature that is about no label
+        return False
+    return all(part in known for part in parts)
+
+
 def looks_ahead(expression: Expression) -> bool:
     """Whether it has a horizon, so that it asks for every step and is not known everywhere."""
     match expression:

@@ -1,6 +1,8 @@
 """Latents are scored in many tasks as they are in one: the same bits, from shards of episodes of many lengths."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -8,17 +10,26 @@ import pytest
 import torch
 
 from cluster import dictionaries, recordings
+from cluster.features import features_of
 from cluster.pool import Pool
 from cluster.recordings import Plan, ShardPlan
-from cluster.scoring import ScoreLatents, read_tracks, score_latents
+from cluster.scoring import (
+    ScoreConcepts,
+    ScoreLatents,
+    read_tracks,
+    score_latents,
+    steered_latent,
+)
 from cluster.staging import Split
 from cluster.store import Store
 from cluster.studio import Studio
 from interp.concepts.blocks import score_all
+from interp.concepts.catalogue import ScoringConfig
 from interp.concepts.lags import Targets, within
 from interp.dictionaries.dictionary import Dictionary
 from interp.recording import episode_rows
-from interp.records import Episode
+from interp.records import Episode, VariableLabel
+from interp.worlds.world import WorldFactory
 
 SITE, LABELS = "lstm.h", ("high", "rare")
 AGENTS, D, F = 2, 6, 150
@@ -141,6 +152,50 @@ def test_stretches_of_latents_give_what_all_of_them_give(
         assert (scores.family_p_FC[:, 0] <= 0.05).any()
         assert (scores.family_p_FC[:, 1] > 0.05).all()
     equal(scores, in_memory(store, whole))
+
+
+def test_what_the_pipeline_steers_has_the_mean_to_which_it_is_ablated(
+    store: Store, whole: ScoreLatents
+) -> None:
+    """Of a row of the concept table, as `sparsight steer` measures it for itself."""
+    known = SimpleNamespace(
+        labels={
+            name: VariableLabel(name=name, kind="spatial", definition=name, variable=name)
+            for name in LABELS
+        }
+    )
+    task = ScoreConcepts(
+        policy_name="p",
+        recording_id=whole.recording_id,
+        dict_id="d-0",
+        random_init_recording_id=whole.recording_id,
+        random_init_dict_id="d-0",
+        factory=cast("WorldFactory", known),
+        labels=LABELS,
+        split=whole.split,
+        config=ScoringConfig(num_permutations=99, num_resamples=99, stride_steps=4),
+        seed=0,
+    )
+    table = task.run(Studio(store)).to_pylist()
+    row = max(table, key=lambda row: row["auroc"])
+    steered = steered_latent(dictionaries.load(store, "d-0"), {**row, "concept": "high:0"})
+    features = features_of(
+        store,
+        whole.recording_id,
+        "sae",
+        site=SITE,
+        dict_id="d-0",
+        labels=(),
+        split=whole.split,
+        seed=0,
+    )
+    same = features.steered(row["latent"])
+    assert same.mean > 0.1
+    assert steered.mean == pytest.approx(same.mean, rel=1e-4)
+    assert steered.scale == pytest.approx(same.scale, rel=1e-4)
+    mean_ablate = steered.edit("mean_ablate", 1.0).coefficients
+    assert mean_ablate == pytest.approx(same.edit("mean_ablate", 1.0).coefficients, rel=1e-4)
+    assert mean_ablate != steered.edit("ablate", 1.0).coefficients
 
 
 def test_padding_is_silent(store: Store, whole: ScoreLatents) -> None:
