@@ -101,7 +101,7 @@ def plan_splice(
     """
     dictionary = dictionaries.load(store, dict_id)
     if recording_id is None:
-        recording_id = _recording_of(store, dict_id)
+        recording_id = recording_of(store, dict_id)
     plan = recordings.open_manifest(store, recording_id).plan
     width = plan.config["site_widths"].get(dictionary.site)
     if width != dictionary.d_in or dictionary.is_transcoder:
@@ -124,7 +124,8 @@ def plan_splice(
     )
 
 
-def _recording_of(store: Store, dict_id: str) -> str:
+def recording_of(store: Store, dict_id: str) -> str:
+    """The recording that a dictionary was trained on; ValueError if it does not tell."""
     key = f"dictionaries/{dict_id}/card.json"
     recording_id = parse_json(store.get(key), source=key).get("recording")
     if recording_id is None:

@@ -4,6 +4,7 @@ What is written takes recorded activations as they are, centring and scaling inc
 SAE.load_from_disk. What is read is data alone: nothing of SAELens is needed, and no code of a file runs.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,21 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import dictionaries
+from cluster.appraisal import plan_appraisal
 from cluster.evaluation import EvaluationConfig
 from cluster.laboratory import Laboratory
 from cluster.splicing import plan_splice
 from cluster.staging import Split
 from cluster.store import Store
+from interp.concepts.appraisal import (
+    ALL_UNITS,
+    LATENTS,
+    NEURONS,
+    NOT_TESTED,
+    RANDOM,
+    SHUFFLED,
+    AppraisalConfig,
+)
 from interp.dictionaries.saelens import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -100,11 +111,38 @@ class Splice:
     """Folder or s3://bucket/prefix in which everything rests."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """How good is it on held-out episodes? Prints tables and an id.
+
+    Error, sparsity and coherence; for each label what 1, 2, 5 and 16 latents tell of it, over how many it is split,
+    where they are silent and others speak, whether it can be changed alone. Beside each figure stand the units of the
+    site, a dictionary of random directions at equal L0, and labels of other episodes. docs/dictionaries.md has the
+    formulas.
+    """
+
+    dictionary: Annotated[str, tyro.conf.Positional]
+    """Dictionary id; `sparsight dictionaries list` shows them."""
+    recording: str | None = None
+    """Recording to judge it on; by default the one that it was trained on."""
+    labels: tuple[str, ...] = ()
+    """Labels, or expressions of them (carrying_ore&!landmark); by default all that were recorded."""
+    figures: AppraisalConfig = field(default_factory=AppraisalConfig)
+    split: Split = field(default_factory=Split)
+    seed: int = 0
+    """Of the random directions, pairs, shuffles, permutations and intervals."""
+    json: bool = False
+    """Print a JSON object with all rows instead."""
+    store: str = "./store"
+    """Folder or s3://bucket/prefix in which everything rests."""
+
+
 Verb = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Splice, tyro.conf.subcommand("splice")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
 )
 
 
@@ -121,6 +159,8 @@ def main(arguments: Sequence[str]) -> None:
             read(store, import_)
         case Splice() as splice:
             play(store, splice)
+        case Evaluate() as evaluate:
+            appraise(store, evaluate)
 
 
 def print_list(store: Store) -> None:
@@ -218,6 +258,127 @@ def splice_view(figures: pa.Table) -> Table:
     for metric in dict.fromkeys(row["metric"] for row in rows):
         table.add_row(metric, *(_figure(of[way, metric]) for way in ways))
     return table
+
+
+def appraise(store: Store, config: Evaluate) -> None:
+    """Computes the figures, or finds them, and prints them."""
+    task = plan_appraisal(
+        store,
+        config.dictionary,
+        recording_id=config.recording,
+        labels=config.labels,
+        config=config.figures,
+        split=config.split,
+        seed=config.seed,
+    )
+    store.probe()
+    reporter = Reporter()
+    with reporter.stage("evaluate") as stage:
+        figures = task.answer(store, stage.update)
+    if config.json:
+        print(json.dumps(appraisal_json(figures, task.question.id), allow_nan=False))
+        return
+    for view in appraisal_views(figures):
+        reporter.console.print(view)
+    print(task.question.id)
+
+
+def appraisal_json(figures: pa.Table, table_id: str) -> dict[str, Any]:
+    """All rows; what is undefined, or does not exist, is null."""
+    rows = [
+        {name: None if value != value else value for name, value in row.items()}
+        for row in figures.to_pylist()
+    ]
+    return {"evaluation": table_id, "rows": rows}
+
+
+def appraisal_views(figures: pa.Table) -> list[Table]:
+    """The dictionary itself; sparse probes; splitting, absorption and disentanglement. 95 % over episodes."""
+    rows = figures.to_pylist()
+    num_episodes = rows[0]["n_episodes"]
+    plain = [row for row in rows if row["label"] is None]
+    found = {(row["figure"], row["label"], row["reads"], row["k"]): row for row in rows}
+    tested = dict.fromkeys(row["label"] for row in rows if row["figure"] == "AUROC")
+    itself = _table(
+        f"The dictionary, on {num_episodes} held-out episodes, with intervals of 95 %",
+        "figure",
+        (LATENTS, RANDOM),
+    )
+    for figure in dict.fromkeys(row["figure"] for row in plain):
+        itself.add_row(
+            figure, *(_cell(found[figure, None, reads, None]) for reads in (LATENTS, RANDOM))
+        )
+    views = [itself]
+    ks = sorted({row["k"] for row in rows if row["reads"] == LATENTS and row["k"] is not None})
+    probed = [(reads, k) for reads in (LATENTS, NEURONS, RANDOM, SHUFFLED) for k in ks]
+    for figure in ("AUROC", "F1"):
+        view = _table(
+            f"{figure} of probes of k values"
+            + (
+                "; * where q is at most .05, over all of this evaluation"
+                if figure == "AUROC"
+                else ""
+            ),
+            "label, reads",
+            (*(f"k = {k}" for k in ks), ALL_UNITS),
+        )
+        for label in tested:
+            dense = next(
+                row
+                for row in rows
+                if (row["figure"], row["label"], row["reads"]) == (figure, label, ALL_UNITS)
+            )
+            for reads in dict.fromkeys(reads for reads, _ in probed):
+                cells = [_cell(found.get((figure, label, reads, k))) for k in ks]
+                if any(cells):
+                    is_first = reads == LATENTS
+                    view.add_row(
+                        f"{label}, {reads}",
+                        *cells,
+                        _cell(dense) if is_first else "",
+                        end_section=reads == SHUFFLED,
+                    )
+        if tested:
+            views.append(view)
+    if tested:
+        views += [
+            _by_label(found, list(tested), "splitting", "absorption", "partly absorbed"),
+            _by_label(found, list(tested), "cause", "isolation", "disentanglement"),
+        ]
+    if rare := [row for row in rows if row["figure"] == NOT_TESTED]:
+        view = _table("Not tested: too few episodes", "label", ("held-out episodes with it",))
+        for row in rare:
+            view.add_row(row["label"], f"{row['value']:.0f}")
+        views.append(view)
+    return views
+
+
+def _by_label(found: Mapping[Any, Any], labels: Sequence[str], *figures: str) -> Table:
+    """A line for each label and what is read; a column for each figure."""
+    view = _table("", "label, reads", figures)
+    for label in labels:
+        for reads in (LATENTS, NEURONS, RANDOM):
+            cells = [_cell(found.get((figure, label, reads, None))) for figure in figures]
+            if any(cells):
+                view.add_row(f"{label}, {reads}", *cells, end_section=reads == RANDOM)
+    return view
+
+
+def _table(title: str, first: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    """A value with its interval, if it has one, and a star where its q is small; "" for none."""
+    if row is None:
+        return ""
+    star = "*" if row["q_value"] is not None and row["q_value"] <= 0.05 else ""
+    has_interval = row["lo"] is not None or math.isnan(row["value"])
+    return (_figure(row) if has_interval else f"{row['value']:.3g}") + star
 
 
 def _figure(row: Mapping[str, Any]) -> str:

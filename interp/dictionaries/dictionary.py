@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from interp.dictionaries.metrics import check_finite_rows
+
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 FORMAT = "sparsight-dictionary/1"
@@ -124,12 +126,17 @@ class Dictionary:
 
     @torch.no_grad()
     def encode(self, x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
-        """Latents of each row, all at least 0; a pure function of that row."""
+        """Latents of each row, all at least 0; a pure function of that row.
+
+        ValueError for rows that are not finite, whose latents would be. (`reconstruct`, for the middle of a forward
+        pass, does not look: a policy that runs away there is reported by its logits.)
+        """
         if x_BD.ndim != 2 or x_BD.shape[1] != self.d_in:
             raise ValueError(
                 f"activations have shape {tuple(x_BD.shape)} but this dictionary of {self.site!r} reads "
                 f"[rows, {self.d_in}]; give it rows of that site"
             )
+        check_finite_rows(x_BD)
         return _by_block(self._encode_block, x_BD, self.d_sae)
 
     @torch.no_grad()

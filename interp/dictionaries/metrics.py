@@ -72,12 +72,18 @@ class Measurement:
     def density(self) -> DensitySummary:
         return DensitySummary.of(self.density_F)
 
+    @property
+    def explained_variance(self) -> float:
+        """1 - FVU: 1 exact, 0 no better than the mean."""
+        return 1 - self.fvu
+
 
 def fvu(x_BD: Float[Tensor, "B D"], recon_BD: Float[Tensor, "B D"]) -> float:
     """Fraction of variance unexplained: 0 exact, 1 no better than the mean of these rows.
 
     sum |x - x̂|² / sum |x - mean(x)|², both over all rows and coordinates.
     """
+    check_finite_rows(x_BD)
     x_BD, recon_BD = x_BD.double(), recon_BD.double()
     variance = float((x_BD - x_BD.mean(0)).square().sum())
     if variance == 0:
@@ -87,9 +93,28 @@ def fvu(x_BD: Float[Tensor, "B D"], recon_BD: Float[Tensor, "B D"]) -> float:
     return float((x_BD - recon_BD).square().sum()) / variance
 
 
+def explained_variance(x_BD: Float[Tensor, "B D"], recon_BD: Float[Tensor, "B D"]) -> float:
+    """1 - FVU, the R² of the reconstruction: 1 exact, 0 no better than the mean, below 0 worse than it."""
+    return 1 - fvu(x_BD, recon_BD)
+
+
 def l0(latents_BF: Float[Tensor, "B F"]) -> float:
     """Mean number of latents above 0 per row."""
     return float((latents_BF > 0).sum(1).double().mean())
+
+
+def check_finite_rows(x_BD: Float[Tensor, "B D"], *, first_row: int = 0) -> None:
+    """ValueError that names the rows with a value that is not finite; `first_row` is the number of the first one.
+
+    A NaN would pass every later comparison as false, and leave a figure that looks like one.
+    """
+    if not x_BD.isfinite().all():
+        bad_B = (~x_BD.isfinite().all(1)).nonzero().reshape(-1)
+        named = ", ".join(str(first_row + int(row)) for row in bad_B[:5])
+        raise ValueError(
+            f"{len(bad_B)} of {len(x_BD)} rows of activations have values that are not finite (row {named}"
+            f"{', ...' if len(bad_B) > 5 else ''}); the policy diverges or the file is damaged: record again"
+        )
 
 
 def blocks(rows_ND: Rows, block_rows: int = BLOCK_ROWS) -> Iterator[Float32[Tensor, "B D"]]:
@@ -113,7 +138,12 @@ def measure(codec: Codec, rows_ND: Rows, targets_NO: Rows | None = None) -> Meas
     # the mean is large against the spread.
     guess_O = next(blocks(targets_NO)).double().mean(0)
     shift_O = torch.zeros_like(guess_O)
+    num_seen = 0
     for x_BD, y_BO in zip(blocks(rows_ND), blocks(targets_NO), strict=True):
+        check_finite_rows(x_BD, first_row=num_seen)
+        if targets_NO is not rows_ND:
+            check_finite_rows(y_BO, first_row=num_seen)
+        num_seen += len(x_BD)
         latents_BF = codec.encode(x_BD)
         fires_F = fires_F + (latents_BF > 0).sum(0)
         error += float((codec.decode(latents_BF) - y_BO).square().sum(dtype=torch.float64))

@@ -189,3 +189,13 @@ def test_rows_of_another_site_are_refused():
         a_dictionary().encode(torch.zeros(2, 13))
     with pytest.raises(ValueError, match=r"latents have shape \(2, 13\), wanted \[rows, 20\]"):
         a_dictionary().decode(torch.zeros(2, 13))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_are_refused_and_not_called_silent(bad):
+    x_BD = rows(300)
+    x_BD[260, 1] = bad
+    with pytest.raises(ValueError, match=r"1 of 300 rows .* not finite \(row 260\)"):
+        a_dictionary().encode(x_BD)
+    with pytest.raises(ValueError, match="not finite"):
+        a_dictionary().encode_rows(x_BD.numpy())

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from interp.dictionaries.metrics import DensitySummary, fvu, l0, measure
+from interp.dictionaries.metrics import DensitySummary, explained_variance, fvu, l0, measure
 
 
 class Identity:
@@ -103,3 +103,24 @@ def test_density_summary_leaves_out_dead_latents():
     assert summary.p50 == pytest.approx(0.2)
     assert summary.max == pytest.approx(0.3)
     assert DensitySummary.of(torch.zeros(3)) == DensitySummary(p10=0.0, p50=0.0, p90=0.0, max=0.0)
+
+
+def test_explained_variance_is_one_exact_zero_at_the_mean_and_below_that_worse():
+    x_BD = rows(0)
+    mean_BD = x_BD.mean(0).expand_as(x_BD)
+    assert explained_variance(x_BD, x_BD) == 1
+    assert explained_variance(x_BD, mean_BD) == pytest.approx(0, abs=1e-6)
+    assert explained_variance(x_BD, 2 * mean_BD - x_BD) == pytest.approx(-3, abs=1e-5)
+    assert measure(Identity(), x_BD.numpy()).explained_variance == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_rows_that_are_not_finite_are_named_and_refused(bad):
+    x_ND = rows(0, num_rows=5000).numpy()
+    x_ND[4500, 2] = bad
+    with pytest.raises(ValueError, match=r"1 of .* not finite \(row 4500\)"):
+        measure(Identity(), x_ND)
+    with pytest.raises(ValueError, match=r"not finite \(row 4500\)"):
+        measure(Identity(), rows(0, num_rows=5000).numpy(), x_ND)
+    with pytest.raises(ValueError, match=r"1 of 5000 rows .* not finite"):
+        fvu(torch.from_numpy(x_ND), torch.from_numpy(x_ND))
