@@ -272,7 +272,7 @@ def appraise(store: Store, config: Evaluate) -> None:
         seed=config.seed,
     )
     store.probe()
-    reporter = Reporter()
+    reporter = Reporter(Console(stderr=config.json))  # what is piped on is JSON alone
     with reporter.stage("evaluate") as stage:
         figures = task.answer(store, stage.update)
     if config.json:
@@ -301,7 +301,7 @@ def appraisal_views(figures: pa.Table) -> list[Table]:
     tested = dict.fromkeys(row["label"] for row in rows if row["figure"] == "AUROC")
     itself = _table(
         f"The dictionary, on {num_episodes} held-out episodes, with intervals of 95 %",
-        "figure",
+        ("figure",),
         (LATENTS, RANDOM),
     )
     for figure in dict.fromkeys(row["figure"] for row in plain):
@@ -309,64 +309,62 @@ def appraisal_views(figures: pa.Table) -> list[Table]:
             figure, *(_cell(found[figure, None, reads, None]) for reads in (LATENTS, RANDOM))
         )
     views = [itself]
-    ks = sorted({row["k"] for row in rows if row["reads"] == LATENTS and row["k"] is not None})
-    probed = [(reads, k) for reads in (LATENTS, NEURONS, RANDOM, SHUFFLED) for k in ks]
-    for figure in ("AUROC", "F1"):
-        view = _table(
-            f"{figure} of probes of k values"
-            + (
-                "; * where q is at most .05, over all of this evaluation"
-                if figure == "AUROC"
-                else ""
-            ),
-            "label, reads",
-            (*(f"k = {k}" for k in ks), ALL_UNITS),
-        )
-        for label in tested:
-            dense = next(
-                row
-                for row in rows
-                if (row["figure"], row["label"], row["reads"]) == (figure, label, ALL_UNITS)
-            )
-            for reads in dict.fromkeys(reads for reads, _ in probed):
-                cells = [_cell(found.get((figure, label, reads, k))) for k in ks]
-                if any(cells):
-                    is_first = reads == LATENTS
-                    view.add_row(
-                        f"{label}, {reads}",
-                        *cells,
-                        _cell(dense) if is_first else "",
-                        end_section=reads == SHUFFLED,
-                    )
-        if tested:
-            views.append(view)
     if tested:
+        views += [_probe_view(rows, figure, list(tested)) for figure in ("AUROC", "F1")]
         views += [
             _by_label(found, list(tested), "splitting", "absorption", "partly absorbed"),
             _by_label(found, list(tested), "cause", "isolation", "disentanglement"),
         ]
     if rare := [row for row in rows if row["figure"] == NOT_TESTED]:
-        view = _table("Not tested: too few episodes", "label", ("held-out episodes with it",))
+        view = _table("Not tested: too few episodes", ("label",), ("held-out episodes with it",))
         for row in rare:
             view.add_row(row["label"], f"{row['value']:.0f}")
         views.append(view)
     return views
 
 
+def _probe_view(rows: Sequence[Mapping[str, Any]], figure: str, labels: Sequence[str]) -> Table:
+    """A line for each label and what is read; a column for each k, and one for the dense probe."""
+    found = {(row["label"], row["reads"], row["k"]): row for row in rows if row["figure"] == figure}
+    ks = sorted({k for _, reads, k in found if reads == LATENTS})
+    dense = {row["label"]: row for row in found.values() if row["reads"] == ALL_UNITS}
+    view = _table(
+        f"{figure} of probes of the k most telling values, held-out"
+        + ("; * where q is at most .05" if figure == "AUROC" else ""),
+        ("label", "reads"),
+        (*(f"k = {k}" for k in ks), ALL_UNITS),
+    )
+    for label in labels:
+        for reads in (LATENTS, NEURONS, RANDOM, SHUFFLED):
+            cells = [_cell(found.get((label, reads, k))) for k in ks]
+            if any(cells):
+                is_first = reads == LATENTS
+                view.add_row(
+                    label if is_first else "",
+                    reads,
+                    *cells,
+                    _cell(dense[label]) if is_first else "",
+                )
+        view.add_section()
+    return view
+
+
 def _by_label(found: Mapping[Any, Any], labels: Sequence[str], *figures: str) -> Table:
     """A line for each label and what is read; a column for each figure."""
-    view = _table("", "label, reads", figures)
+    view = _table("", ("label", "reads"), figures)
     for label in labels:
         for reads in (LATENTS, NEURONS, RANDOM):
             cells = [_cell(found.get((figure, label, reads, None))) for figure in figures]
             if any(cells):
-                view.add_row(f"{label}, {reads}", *cells, end_section=reads == RANDOM)
+                view.add_row(label if reads == LATENTS else "", reads, *cells)
+        view.add_section()
     return view
 
 
-def _table(title: str, first: str, columns: Sequence[str]) -> Table:
+def _table(title: str, names: Sequence[str], columns: Sequence[str]) -> Table:
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column(first, no_wrap=True)
+    for name in names:
+        table.add_column(name, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     return table
@@ -376,9 +374,15 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     """A value with its interval, if it has one, and a star where its q is small; "" for none."""
     if row is None:
         return ""
+    if math.isnan(row["value"]):
+        return "undefined"
     star = "*" if row["q_value"] is not None and row["q_value"] <= 0.05 else ""
-    has_interval = row["lo"] is not None or math.isnan(row["value"])
-    return (_figure(row) if has_interval else f"{row['value']:.3g}") + star
+    if row["label"] is None and row["lo"] is not None:
+        return _figure(row)
+    if row["lo"] is None:
+        return f"{row['value']:.3g}{star}"
+    value, lo, hi = (f"{row[name]:.2f}" for name in ("value", "lo", "hi"))
+    return f"{value} [{lo}, {hi}]{star}"
 
 
 def _figure(row: Mapping[str, Any]) -> str:

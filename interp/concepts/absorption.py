@@ -13,9 +13,8 @@ On held-out samples where the label holds and a dense probe with direction p say
                     largest a_i and cos >= .1, if they reach .4 of the projection, else 0; over S_A for P_main
 
 as SAEBench (Karvonen et al. 2025) has it. Labels here are the simulator's, so that "implies" is exact; where a child is
-known, look at it by the label `parent&child`. A dictionary of random directions has neither S_A worth the name nor
-silence, and says what chance gives. Read it with splitting: of a label that was split on purpose (S_A of several)
-nothing is absorbed.
+known, look at it by the label `parent&child`. A label without main latents has nothing to absorb. One that was split
+(S_A of several) is not absorbed by its own parts. What chance gives is said by a dictionary of random directions.
 
 N samples · D width · F latents · K main latents · E episodes.
 """

@@ -32,7 +32,7 @@ from interp.concepts.lags import Targets
 from interp.concepts.perturbation import ablated, accuracy_drop, attributed
 from interp.concepts.probing import Probe, f1_parts, fit_probe, most_telling
 from interp.concepts.ranks import centred_ranks
-from interp.concepts.scoring import auroc_interval, label_null, null_kind
+from interp.concepts.scoring import auroc_interval, label_null, null_kind, rank_auroc
 from interp.concepts.splitting import MIN_GAIN, main_latents
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.coherence import coherence
@@ -60,6 +60,8 @@ LATENTS, RANDOM, NEURONS, ALL_UNITS, SHUFFLED = (
 NOT_TESTED = "not tested"
 MIN_PAIRS = 20
 """Pairs that differ in another label, for its isolation to count."""
+MIN_JUDGE_AUROC = 0.7
+"""Of a dense probe within the training episodes, for it to judge edits."""
 
 APPRAISAL_SCHEMA = pa.schema(
     [
@@ -136,6 +138,9 @@ class Estimate(NamedTuple):
         return cls(float(interval.mean[0]), float(interval.lo[0]), float(interval.hi[0]))
 
 
+UNDEFINED = Estimate(np.nan, np.nan, np.nan)
+
+
 class Row(NamedTuple):
     """A row of `APPRAISAL_SCHEMA` but for the q-value and the names of policy, dictionary and site."""
 
@@ -207,6 +212,8 @@ class _Label(NamedTuple):
     order_of: dict[str, Int64[np.ndarray, " V"]]
     """Values of each code, the most telling first."""
     dense: Probe
+    is_judge: bool
+    """Whether the dense probe tells the label well enough to judge edits."""
     null: str
 
 
@@ -253,16 +260,13 @@ class Appraisal:
         )
         codes.append(self._units())
         labels = [self._label(c, codes) for c in range(len(self._names))]
-        tested = [label for label in labels if label is not None]
-        weight_DL = np.stack([one.dense.weight_K for one in tested], 1) if tested else None
         yield Part("dense probes", [])
+        panel = _Panel.of([label for label in labels if label is not None and label.is_judge])
         for name, label in zip(self._names, labels, strict=True):
-            if label is None or weight_DL is None:
-                yield Part(name, [self._not_tested(name)])
-                continue
-            bias_L = np.array([one.dense.bias for one in tested])
-            panel = _Panel([one.column for one in tested], weight_DL, bias_L)
-            yield Part(name, self._of_label(label, codes, panel))
+            found = (
+                [self._not_tested(name)] if label is None else self._of_label(label, codes, panel)
+            )
+            yield Part(name, found)
 
     # --- what is read
 
@@ -301,13 +305,13 @@ class Appraisal:
             return None
         known_N = self._train.known_NL[:, column]
         label_N = self._train.label_NL[known_N, column]
+        x_ND = _some(self._train.x_ND, known_N)
         return _Label(
             self._names[column],
             column,
             {code.reads: most_telling(_some(code.train_NV, known_N), label_N) for code in codes},
-            fit_probe(
-                _some(self._train.x_ND, known_N), label_N, np.arange(self._train.x_ND.shape[1])
-            ),
+            fit_probe(x_ND, label_N, np.arange(x_ND.shape[1])),
+            _cross_auroc(x_ND, label_N, self._train.episode_N[known_N]) >= MIN_JUDGE_AUROC,
             kinds[1],
         )
 
@@ -364,10 +368,20 @@ class Appraisal:
             if code.reads != NEURONS:
                 rows += found
                 rows += self._absorbed(label, code, mains[code.reads])
+        if not label.is_judge or len(panel.columns) < 2:
+            return rows + self._unjudged(label, codes)
         rows += self._interchanged(label, codes, mains, panel)
-        if len(panel.columns) > 1:
-            rows += [self._perturbed(label, code, panel) for code in codes if code.reads != NEURONS]
-        return rows
+        return rows + [
+            self._perturbed(label, code, panel) for code in codes if code.reads != NEURONS
+        ]
+
+    def _unjudged(self, label: _Label, codes: Sequence[_Code]) -> list[Row]:
+        """No edit of a label can be judged that no probe tells, or that is the only one that is told."""
+        return [
+            self._row(figure, UNDEFINED, reads=code.reads, label=label.name, n_samples=0)
+            for code in codes
+            for figure in ("cause", "isolation", "disentanglement")
+        ]
 
     def _probed(self, label: _Label, codes: Sequence[_Code]) -> list[Row]:
         """AUROC and F1 of all probes of one label, and of the latents' on labels of other episodes."""
@@ -464,6 +478,18 @@ class Appraisal:
             min_gain=self.config.min_gain,
         )
         held_known_N, held_label_N = self._flat(self._targets(self._held_out, label))
+        tell = partial(
+            self._row,
+            reads=code.reads,
+            label=label.name,
+            n_samples=len(held_label_N),
+            latents=split.main_K.tolist(),
+        )
+        if not split.probes:
+            return [
+                tell("splitting", Estimate(0.0)),
+                tell("splitting gain", UNDEFINED),
+            ], split.main_K
         value_NV = _some(code.held_out_NV, held_known_N)
         episode_N = self._held_out.episode_N[held_known_N]
         together, alone = (
@@ -473,7 +499,7 @@ class Appraisal:
                 episode_N,
                 self._held_out.num_episodes,
             )
-            for probe in (split.together, split.alone)
+            for probe in (split.probes[-1], split.probes[0])
         )
         gain = bootstrap_ratio_difference(
             (together.twice_hits_E[:, None], together.size_E[:, None]),
@@ -481,15 +507,8 @@ class Appraisal:
             seed=self.seed,
             num_resamples=self.config.num_resamples,
         )
-        tell = partial(
-            self._row,
-            reads=code.reads,
-            label=label.name,
-            n_samples=len(held_label_N),
-            latents=split.main_K.tolist(),
-        )
         return [
-            tell("splitting", Estimate(float(split.size))),
+            tell("splitting", Estimate(float(split.main_K.size))),
             tell("splitting gain", Estimate.first(gain)),
         ], split.main_K
 
@@ -516,7 +535,12 @@ class Appraisal:
             latents=absorber[np.argsort(-times, kind="stable")][:5].tolist(),
         )
         return [
-            tell(figure, self._ratio(held_out.by_episode(right, value_N), num_E1))
+            tell(
+                figure,
+                self._ratio(held_out.by_episode(right, value_N), num_E1)
+                if len(main_K)  # else no latent stands for the label, and nothing can be absorbed
+                else UNDEFINED,
+            )
             for figure, value_N in (
                 ("absorption", found.absorbed_N),
                 ("partly absorbed", found.partly_N),
@@ -654,14 +678,38 @@ class Appraisal:
 
 
 class _Panel(NamedTuple):
-    """The dense probes of all tested labels."""
+    """The dense probes that judge edits."""
 
     columns: list[int]
     weight_DL: Float64[np.ndarray, "D L"]
     bias_L: Float64[np.ndarray, " L"]
 
+    @classmethod
+    def of(cls, judges: Sequence[_Label]) -> "_Panel":
+        weights = [one.dense.weight_K for one in judges]
+        return cls(
+            [one.column for one in judges],
+            np.stack(weights, 1) if weights else np.zeros((0, 0)),
+            np.array([one.dense.bias for one in judges], np.float64),
+        )
+
     def says(self, x_ND: Float[np.ndarray, "N D"]) -> Bool[np.ndarray, "N L"]:
         return x_ND @ self.weight_DL + self.bias_L > 0
+
+
+def _cross_auroc(
+    x_ND: Float32[np.ndarray, "N D"],
+    label_N: Bool[np.ndarray, " N"],
+    episode_N: Int64[np.ndarray, " N"],
+) -> float:
+    """AUROC of a dense probe of every second episode on the others; 0.5 if one half has nothing to tell apart."""
+    fits_N = episode_N % 2 == 0
+    if any(label_N[half].all() or not label_N[half].any() for half in (fits_N, ~fits_N)):
+        return 0.5
+    probe = fit_probe(x_ND[fits_N], label_N[fits_N], np.arange(x_ND.shape[1]))
+    logit_1N1 = probe.logits(x_ND[~fits_N]).astype(np.float32)[None, :, None]
+    label_1N1 = label_N[~fits_N][None, :, None]
+    return float(rank_auroc(logit_1N1, label_1N1, np.ones(label_1N1.shape[:2], np.bool_))[0, 0])
 
 
 def _some(value_NV: np.ndarray, known_N: np.ndarray) -> np.ndarray:

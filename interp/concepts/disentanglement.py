@@ -11,9 +11,10 @@ A sample is given the main latents of label A that another sample has, one in wh
 
 An edit that does nothing scores 1/2 (0 and 1), and so does taking over the whole donor (1 and 0): 1/2 is chance, 1 is a
 label with handles of its own. (Huang et al. 2024, RAVEL, with a language model's answers about cities; here labels are
-the simulator's, and answers are those of linear probes of the same site, fitted on training episodes. Pairs of which a
-probe is wrong before the edit say nothing and are left out. A probe that shares its direction with another is moved
-with it: two labels that always come together cannot be told apart by any dictionary, and their isolation is low.)
+the simulator's, and answers are those of linear probes of the same site, fitted on training episodes. Only labels that
+a probe can tell take part, A too: of half of the training episodes it must reach an AUROC of .7 on the others. Pairs of
+which a probe is wrong before the edit say nothing and are left out. Two labels that always come together, or are
+written along one direction, cannot be changed apart by any dictionary; their isolation is low.)
 
 The donor is of another episode. Intervals are over the episodes of x.
 
