@@ -7,9 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from cluster import dictionaries
+from cluster.features import STRIDE_STEPS, features_of
 from cluster.recorder import RecordingConfig, RecordShard, plan_recording
 from cluster.results import Question
+from cluster.scoring import read_tracks
 from cluster.staging import Split
+from cluster.store import Store
 from cluster.studio import Studio
 from cluster.training import TrainedRun
 from interp.comparison.evolution import (
@@ -19,10 +22,15 @@ from interp.comparison.evolution import (
     emergence_index,
     score_checkpoint,
 )
+from interp.concepts.blocks import known_auroc
+from interp.concepts.rivals import values
+from interp.concepts.scoring import best_feature
 from interp.concepts.tracks import Tracks
+from interp.features.feature_set import SUPERVISED, FeatureKind, FeatureSet
 from interp.policies.bundle import PolicyCard
-from interp.rollout import Stride
+from interp.rollout import EveryStep, Stride
 from interp.steering.arms import SteeredLatent
+from interp.worlds.expressions import looks_ahead, parse
 from interp.worlds.world import WorldFactory, check_env_seeds
 
 
@@ -36,11 +44,19 @@ class EvolutionConfig:
     """Episodes by each of three players: the untrained, a half-trained and the last checkpoint of the run."""
     stride_steps: int = 4
     """One of so many steps is scored."""
+    beside: tuple[FeatureKind, ...] = ()
+    """Followed beside every latent: the unit, component or random direction that tells its label best at the last
+    checkpoint, its difference of means or probe."""
 
     def __post_init__(self) -> None:
         if self.episodes_per_player < 8:
             raise ValueError(
                 f"episodes_per_player {self.episodes_per_player}: at least 8, for 12 scored episodes in all"
+            )
+        if unfit := {*self.beside} & {"sae", "crosscoder"}:
+            raise ValueError(
+                f"beside {min(unfit)}: latents are followed in any case, crosscoders are of several policies; wanted "
+                "units, components, directions or probes"
             )
         check_env_seeds(self.first_env_seed, 3 * self.episodes_per_player)
 
@@ -61,6 +77,16 @@ class EvolutionConfig:
         ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """Features of one kind as they are at the last checkpoint, and those of them that are followed."""
+
+    features: FeatureSet
+    concepts: tuple[FollowedConcept, ...]
+    sign: tuple[int, ...]
+    """-1 for those that are low where their label holds."""
+
+
 @dataclass(frozen=True)
 class ScoreCheckpoint:
     """Task: scores of all followed concepts at one checkpoint."""
@@ -73,6 +99,7 @@ class ScoreCheckpoint:
     dict_id: str
     concepts: tuple[FollowedConcept, ...]
     seed: int
+    beside: tuple[Followed, ...] = ()
 
     @property
     def key(self) -> str:
@@ -81,7 +108,9 @@ class ScoreCheckpoint:
     def run(self, studio: Studio) -> list[ConceptScores]:
         dictionary = dictionaries.load(studio.store, self.dict_id)
         labels = tuple(dict.fromkeys(concept.label for concept in self.concepts))
-        steps = Stride(self.config.stride_steps)
+        stride = self.config.stride_steps
+        ahead = any(looks_ahead(parse(label, self.factory.labels)) for label in labels)
+        steps = EveryStep() if ahead else Stride(stride)  # a horizon asks for every step
         rows = []
         for number, recording_id in enumerate(self.bank):
             plan = plan_recording(
@@ -103,18 +132,70 @@ class ScoreCheckpoint:
                 for shard in plan.shards
             ]
         table = pa.concat_tables([part.replace_schema_metadata(None) for part in rows])
-        tracks = Tracks.of(table, site=dictionary.site, labels=labels)
-        return score_checkpoint(
-            tracks,
-            ~PROBE_SPLIT.held_out(tracks.env_seed_E),
-            dictionary,
-            self.concepts,
-            seed=self.seed,
+        tracks = Tracks.of(
+            table, site=dictionary.site, labels=labels, stride_steps=stride if ahead else 1
         )
+        fitted_E = ~PROBE_SPLIT.held_out(tracks.env_seed_E)
+        scores = score_checkpoint(tracks, fitted_E, dictionary, self.concepts, seed=self.seed)
+        for one in self.beside:
+            scores += score_checkpoint(
+                tracks, fitted_E, one.features, one.concepts, seed=self.seed, sign=one.sign
+            )
+        return scores
 
 
 PROBE_SPLIT = Split(held_out_fraction=0.5, salt="probe")
 """Which episodes of a bank probes are fitted to; the others are scored."""
+
+
+def followed_beside(
+    store: Store,
+    recording_id: str,
+    latents: Sequence[SteeredLatent],
+    kinds: Sequence[FeatureKind],
+    *,
+    split: Split,
+    seed: int,
+) -> tuple[Followed, ...]:
+    """Of each kind, for each latent's label, the feature that tells it best on training episodes of a recording."""
+    labels = tuple(dict.fromkeys(latent.label for latent in latents))
+    if not labels or not kinds:
+        return ()
+    site = latents[0].site
+    tracks = read_tracks(store, recording_id, site=site, labels=labels, stride_steps=STRIDE_STEPS)
+    train = tracks.select(~split.held_out(tracks.env_seed_E))
+    found = []
+    for kind in kinds:
+        features = features_of(
+            store,
+            recording_id,
+            kind,
+            site=site,
+            dict_id=None,
+            labels=labels,
+            split=split,
+            seed=seed,
+        )
+        auroc_FL = known_auroc(values(features, train), train.targets)
+        best_L = best_feature(auroc_FL, auroc_FL).index_C.tolist()
+        number_L = list(range(len(labels))) if kind in SUPERVISED else best_L
+        found.append(
+            Followed(
+                features=features,
+                concepts=tuple(
+                    FollowedConcept(
+                        concept=features.steered(number, label=label).concept,
+                        label=label,
+                        latent=number,
+                    )
+                    for label, number in zip(labels, number_L, strict=True)
+                ),
+                sign=tuple(
+                    -1 if auroc_FL[number, ell] < 0.5 else 1 for ell, number in enumerate(number_L)
+                ),
+            )
+        )
+    return tuple(found)
 
 
 def lineage_tasks(
@@ -126,8 +207,12 @@ def lineage_tasks(
     config: EvolutionConfig,
     *,
     seed: int,
+    beside: tuple[Followed, ...] = (),
 ) -> tuple[Question, TrainedRun, list[ScoreCheckpoint]]:
     """What the table of lineages of a run is made from, and one task for each of its checkpoints."""
+    asked = asdict(config)
+    if not config.beside:
+        del asked["beside"]  # what was asked before there was a choice keeps its id
     concepts = tuple(
         FollowedConcept(concept=latent.concept, label=latent.label, latent=latent.latent)
         for latent in latents
@@ -135,8 +220,12 @@ def lineage_tasks(
     question = Question(
         "lineages",
         {
-            "evolution": asdict(config),
-            "concepts": [asdict(concept) for concept in concepts],
+            "evolution": asked,
+            "concepts": [
+                asdict(concept)
+                for some in (concepts, *(one.concepts for one in beside))
+                for concept in some
+            ],
             "split": asdict(PROBE_SPLIT),
             "seed": seed,
         },
@@ -155,6 +244,7 @@ def lineage_tasks(
             dict_id=dict_id,
             concepts=concepts,
             seed=seed,
+            beside=beside,
         )
         for card in (run.checkpoints if concepts else ())
     ]

@@ -27,6 +27,7 @@ Kind = Literal[
     "groups",
     "lineages",
     "returns",
+    "scores",
     "selections",
     "sequences",
     "stabilities",

@@ -1,12 +1,12 @@
 """Tasks of the pool that score the concepts of one dictionary and show its strongest responses.
 
-`ScoreConcepts` holds all latents of a recording in memory; `score_latents` divides them among tasks, each of which
-streams the shards and keeps its own columns, for recordings and dictionaries that do not fit.
+`ScoreConcepts` holds all latents of a recording in memory; `score_latents` and `score_lags` divide them among tasks,
+each of which streams the shards and keeps its own columns, for recordings and dictionaries that do not fit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +16,24 @@ from cluster.recordings import Manifest
 from cluster.results import Question
 from cluster.staging import Part, Split
 from cluster.store import Store
-from cluster.studio import Studio
-from interp.concepts.blocks import BlockScores, RankScores, merge, score_blocks
+from cluster.studio import Studio, Task
+from interp.concepts.blocks import (
+    BlockScores,
+    RankScores,
+    blocks_of,
+    known_auroc,
+    merge,
+    score_blocks,
+)
 from interp.concepts.catalogue import (
     CONCEPT_SCHEMA,
     Representation,
     ScoringConfig,
     score_concepts,
 )
-from interp.concepts.lags import Targets, within
-from interp.concepts.scoring import BLOCK_FEATURES
+from interp.concepts.lag_table import best_pairs, lag_table
+from interp.concepts.lags import Targets, lagged, within
+from interp.concepts.scoring import BLOCK_FEATURES, AurocInterval, auroc, auroc_interval
 from interp.concepts.tracks import Tracks
 from interp.concepts.windows import Peak, cut_window, peaks, window_to_json
 from interp.dictionaries.dictionary import Dictionary
@@ -191,6 +199,8 @@ class ScoreLatents:
     part: Part = "held_out"
     within_steps: int = 0
     """0: labels as they are at each step. Otherwise whether they hold within so many steps after it."""
+    lags: tuple[int, ...] = (0,)
+    """Steps after each at which the label is asked for; negative ones are before it. Columns are labels x lags."""
     stride_steps: int = 4
     """Every so manieth step is scored."""
     num_permutations: int = 1000
@@ -209,10 +219,31 @@ class ScoreLatents:
         for name, least in (("within_steps", 0), ("stride_steps", 1), ("num_permutations", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least {least}")
+        if not self.lags or len(set(self.lags)) != len(self.lags):
+            raise ValueError(f"lags {list(self.lags)}: wanted at least one, each once")
 
     @property
     def key(self) -> str:
-        return f"latents {self.first} to {self.stop} of {self.dict_id} on {self.recording_id}"
+        part = "" if self.part == "held_out" else f" {self.part}"
+        return f"latents {self.first} to {self.stop} of {self.dict_id} on {self.recording_id}{part}"
+
+    @property
+    def question(self) -> Question:
+        """The table of all latents at all lags."""
+        return Question(
+            "scores",
+            {
+                "labels": list(self.labels),
+                "lags": list(self.lags),
+                "within_steps": self.within_steps,
+                "split": asdict(self.split),
+                "stride_steps": self.stride_steps,
+                "num_permutations": self.num_permutations,
+                "min_positive_episodes": self.min_positive_episodes,
+                "seed": self.seed,
+            },
+            {"recording": self.recording_id, "dictionary": self.dict_id},
+        )
 
     def divided(self, num_latents: int, latents_per_task: int) -> list["ScoreLatents"]:
         """Tasks of so many latents each, a multiple of a block, which together do what this one does."""
@@ -233,8 +264,10 @@ class ScoreLatents:
             latent_ESF, targets, draws, min_positive_episodes=self.min_positive_episodes
         )
 
-    def read(self, store: Store) -> tuple[np.ndarray, Targets]:
+    def read(self, store: Store, only: Sequence[int] | None = None) -> tuple[np.ndarray, Targets]:
         """[E, S, F] latents of the stretch and what is to be told from them, of the episodes of the part.
+
+        `only` reads these latents instead of the stretch.
 
         One shard is in memory at a time, with all of its activations and latents; of those that went before, only
         what is returned. Latents are computed together and then cut, so that their last bits do not depend on the
@@ -244,6 +277,7 @@ class ScoreLatents:
         manifest = recordings.open_manifest(store, self.recording_id)
         check_scorable(manifest, dictionary.site, self.labels)
         columns = _columns(dictionary.site, self.labels)
+        kept = slice(self.first, self.stop) if only is None else list(only)
         latents, tracks = [], []
         for table in recordings.shard_tables(store, manifest, columns):
             dense = Tracks.of(table, site=dictionary.site, labels=self.labels)
@@ -253,7 +287,7 @@ class ScoreLatents:
             dense = dense.select(chosen_E)
             place_S = _strided(dense, self.stride_steps)
             x_ND = dense.activation_ESD[:, place_S].reshape(-1, dictionary.d_in)
-            code_ESF = dictionary.encode_rows(x_ND)[:, self.first : self.stop].reshape(
+            code_ESF = dictionary.encode_rows(x_ND)[:, kept].reshape(
                 len(dense.env_seed_E), len(place_S), -1
             )
             code_ESF[~dense.mask_ES[:, place_S]] = 0
@@ -267,6 +301,8 @@ class ScoreLatents:
         targets = whole.targets
         if self.within_steps:
             targets = within(targets, steps=self.within_steps, num_agents=whole.num_agents)
+        if self.lags != (0,):
+            targets = lagged(targets, lags=self.lags, num_agents=whole.num_agents)
         targets = targets.select(_strided(whole, self.stride_steps))
         latent_ESF = np.zeros((*targets.mask_ES.shape, latents[0].shape[2]), np.float32)
         start = 0
@@ -297,6 +333,95 @@ def score_latents(
     num_latents = dictionaries.load(store, whole.dict_id).d_sae
     tasks = whole.divided(num_latents, latents_per_task)
     return merge([block for blocks in make(tasks) for block in blocks])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanLatents:
+    """Task: AUROCs [F, C] alone, by which a lag and a latent are chosen."""
+
+    of: ScoreLatents
+
+    @property
+    def key(self) -> str:
+        return f"scan of {self.of.key}"
+
+    def run(self, studio: Studio) -> np.ndarray:
+        latent_ESF, targets = self.of.read(studio.store)
+        blocks = blocks_of(latent_ESF.shape[2])
+        return np.concatenate([known_auroc(latent_ESF[..., block], targets) for block in blocks])
+
+
+class BestInterval(NamedTuple):
+    """Of the latent and lag that were chosen for each label, [1, L]."""
+
+    interval: AurocInterval
+    n_episodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalOfBest:
+    """Task: intervals of what was chosen, one latent and column for each label."""
+
+    of: ScoreLatents
+    latents: tuple[int, ...]
+    columns: tuple[int, ...]
+    num_resamples: int = 1000
+
+    @property
+    def key(self) -> str:
+        return f"intervals of {self.of.key}"
+
+    def run(self, studio: Studio) -> BestInterval:
+        latent_ESL, targets = self.of.read(studio.store, self.latents)
+        lo_L, hi_L = np.full((2, 1, len(self.latents)), np.nan)
+        for ell, column in enumerate(self.columns):
+            known_ES = targets.known_ESC[..., column]
+            if known_ES.any():
+                table = auroc(latent_ESL[..., [ell]], targets.label_ESC[..., [column]], known_ES)
+                found = auroc_interval(table, seed=self.of.seed, num_resamples=self.num_resamples)
+                lo_L[:, ell], hi_L[:, ell] = found.lo[0, 0], found.hi[0, 0]
+        return BestInterval(AurocInterval(lo_L, hi_L), len(latent_ESL))
+
+
+def score_lags(
+    store: Store,
+    whole: ScoreLatents,
+    make: Callable[[Sequence[Task[Any]]], Sequence[Any]],
+    *,
+    latents_per_task: int = 512,
+) -> pa.Table:
+    """All latents against all labels at all lags (`interp.concepts.lag_table`), divided as by `score_latents`.
+
+    Found in the store if it was asked before.
+    """
+    if (table := whole.question.find(store)) is not None:
+        return table
+    parts = whole.divided(dictionaries.load(store, whole.dict_id).d_sae, latents_per_task)
+    scans = [ScanLatents(of=replace(part, part="train")) for part in parts]
+    answers = make([*scans, *parts])
+    train_auroc_FC = np.concatenate(answers[: len(scans)])
+    best = best_pairs(train_auroc_FC, len(whole.lags))
+    column_L = np.arange(len(whole.labels)) * len(whole.lags) + best.lag_L
+    (published,) = make(
+        [
+            IntervalOfBest(
+                of=whole,
+                latents=tuple(best.latent_L.tolist()),
+                columns=tuple(column_L.tolist()),
+            )
+        ]
+    )
+    return whole.question.answer(
+        store,
+        lag_table(
+            train_auroc_FC,
+            merge([block for blocks in answers[len(scans) :] for block in blocks]),
+            published.interval,
+            labels=whole.labels,
+            lags=whole.lags,
+            n_episodes=published.n_episodes,
+        ),
+    )
 
 
 @dataclass(frozen=True)

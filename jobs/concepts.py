@@ -1,22 +1,26 @@
-"""What a dictionary has found that nobody asked for, and what several of its latents tell together.
+"""What latents tell, and when; what a dictionary has found that nobody asked for; what several latents tell together.
 
+    sparsight concepts score --recording r-1234... --dictionary d-1234... --lags -8 -4 0 4 8
     sparsight concepts discover --recording r-1234... --dictionary d-1234...
     sparsight concepts discover --recording r-1234... --dictionary d-1234... --labels altar_soon carrying_ore@within8
     sparsight concepts show                      # which tables there are
-    sparsight concepts show f-1234... g-1234...
+    sparsight concepts show s-1234... f-1234... g-1234...
     sparsight concepts show f-1234... --json | jq '.[0].rows[] | {name, type, strength, evidence}'
 
-Latents that fire together are a cluster; held-out episodes give it a name (what stands out in the observations and
-labels where it peaks), a type (what explains it best: action, place, time or objects) and a shape. Latents that share a
-label are a group, which beats its best latent, or does not. docs/concepts.md tells how to read the tables.
+A label at lag 8 asks at every step what will hold 8 steps later, at lag -8 what held 8 steps before: a latent that
+tells the former is a plan, one that tells the latter a memory. Latents that fire together are a cluster; held-out
+episodes give it a name (what stands out in the observations and labels where it peaks), a type (what explains it best:
+action, place, time or objects) and a shape. Latents that share a label are a group, which beats its best latent, or
+does not. docs/concepts.md tells how to read the tables.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import tyro
 from rich.box import SIMPLE_HEAD
@@ -24,21 +28,65 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster import policies, recordings
+from cluster import dictionaries, policies, recordings
 from cluster.discovery import Discover, FindingsConfig, check_discover, discover
+from cluster.laboratory import Laboratory
 from cluster.results import Kind, read_table
+from cluster.scoring import ScoreLatents, check_scorable, score_lags
 from cluster.staging import Split
 from cluster.store import Store
+from cluster.studio import Task
+from interp.concepts.catalogue import CONCEPT_SCHEMA, STATE_OF
 from interp.concepts.discovery import leading_kind
+from interp.concepts.rivals import CONTROLS, verdict
 from interp.identity import nulled, parse_json
 from jobs.factories import allow_factories
 from jobs.main import run_as_module
 from jobs.progress import Reporter
 
-SHOWN: tuple[Kind, ...] = ("findings", "groups", "concepts")
+SHOWN: tuple[Kind, ...] = ("scores", "findings", "groups", "concepts")
 """Tables that can be shown."""
 MOST_LATENTS = 6
 """Latents of a row that are named; how many more there are is said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreVerb:
+    """Score all latents of a dictionary against labels at lags, over all episodes of a recording. Prints the table's id
+    and, for each label, the latent and lag that tell it best.
+
+    Latents are divided among actors, each of which reads shard after shard, so that neither the recording nor the
+    dictionary has to fit in memory. Latent and lag are chosen on training episodes, and published of held-out ones.
+    """
+
+    recording: str
+    """Recording of every step; `sparsight recordings list` shows them."""
+    dictionary: str
+    """Dictionary of one of its sites; `sparsight dictionaries list` shows them."""
+    labels: tuple[str, ...] | None = None
+    """Labels, also made of others ('carrying_ore&!landmark', 'altar_soon@within8'); by default all that were
+    recorded."""
+    lags: tuple[int, ...] = (0,)
+    """Steps by which labels are moved: at 8 it is asked what will hold 8 steps later, at -8 what held before."""
+    stride_steps: int = 4
+    """Every so manieth step is scored."""
+    num_permutations: int = 1000
+    """Episode permutations behind each p-value; more of them reach smaller ones."""
+    min_positive_episodes: int = 10
+    """Held-out episodes in which a label must hold, and fail to hold, to be tested."""
+    split: Split = field(default_factory=Split)
+    seed: int = 0
+    """Of permutations and resamples."""
+    latents_per_task: int = 512
+    """Latents of a task, a multiple of 64: fewer need less memory and more reading. Never changes a number."""
+    actors: int | None = None
+    """Actor processes; by default one per core. Never changes a number."""
+    factory: tuple[str, ...] = ()
+    """package.module:callable of a label of your own that the recording has (docs/concepts.md)."""
+    json: bool = False
+    """Print the table as JSON, all latents and lags, and progress on standard error."""
+    store: str = "./store"
+    """Folder or s3://bucket/prefix in which everything rests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +118,8 @@ class DiscoverVerb:
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Show tables of the store: findings (f-...), groups (g-...), scored concepts (c-...). Without ids, say which there
-    are.
+    """Show tables of the store: scores at lags (s-...), findings (f-...), groups (g-...), scored concepts (c-...).
+    Without ids, say which there are.
     """
 
     tables: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -90,7 +138,8 @@ class Named(NamedTuple):
 
 
 Verb = (
-    Annotated[DiscoverVerb, tyro.conf.subcommand("discover")]
+    Annotated[ScoreVerb, tyro.conf.subcommand("score")]
+    | Annotated[DiscoverVerb, tyro.conf.subcommand("discover")]
     | Annotated[Show, tyro.conf.subcommand("show")]
 )
 
@@ -100,6 +149,9 @@ def main(arguments: Sequence[str]) -> None:
     verb = tyro.cli(Verb, args=list(arguments), prog="sparsight concepts", description=__doc__)
     store = Store.open(verb.store)
     match verb:
+        case ScoreVerb() as config:
+            allow_factories(config.factory)
+            score(store, config)
         case DiscoverVerb() as config:
             allow_factories(config.factory)
             look(store, config)
@@ -108,6 +160,44 @@ def main(arguments: Sequence[str]) -> None:
         case Show() as show:
             wanted = [Named(table_id, kind_of(store, table_id)) for table_id in show.tables]
             print_tables(store, wanted, as_json=show.json)
+
+
+def score(store: Store, config: ScoreVerb) -> None:
+    """Scores what the store has no table of, and prints it."""
+    manifest = recordings.open_manifest(store, config.recording)
+    dictionary = dictionaries.load(store, config.dictionary)
+    labels = tuple(manifest.plan.config["labels"]) if config.labels is None else config.labels
+    whole = ScoreLatents(
+        recording_id=config.recording,
+        dict_id=config.dictionary,
+        labels=labels,
+        split=config.split,
+        lags=config.lags,
+        stride_steps=config.stride_steps,
+        num_permutations=config.num_permutations,
+        min_positive_episodes=config.min_positive_episodes,
+        seed=config.seed,
+    )
+    check_scorable(manifest, dictionary.site, labels)
+    config.split.check(manifest)
+    whole.divided(dictionary.d_sae, config.latents_per_task)
+    store.probe()
+    reporter = Reporter(Console(stderr=config.json))
+    laboratory = Laboratory(
+        store, num_actors=config.actors, factories=config.factory, say=reporter.say
+    )
+    with laboratory, reporter.stage("score") as stage:
+        laboratory.watch("score", stage)
+
+        def make(tasks: Sequence[Task[Any]]) -> Sequence[Any]:
+            return laboratory.make(tasks, stage.update)
+
+        score_lags(store, whole, make, latents_per_task=config.latents_per_task)
+    reporter.done(
+        "score",
+        f"{dictionary.d_sae:,} latents x {len(labels)} labels x {len(config.lags)} lags",
+    )
+    print_tables(store, [Named(whole.question.id, whole.question.kind)], as_json=config.json)
 
 
 def look(store: Store, config: DiscoverVerb) -> None:
@@ -193,10 +283,48 @@ def print_tables(
         print(json.dumps(listed, indent=2, allow_nan=False))
         return
     console = console or Console()
-    views = {"findings": findings_view, "groups": groups_view, "concepts": concepts_view}
+    views = {
+        "scores": scores_view,
+        "findings": findings_view,
+        "groups": groups_view,
+        "concepts": concepts_view,
+    }
     for table_id, kind, table in tables:
         console.print(views[kind](table))
         console.print(f"{kind}/{table_id}.parquet", highlight=False)
+
+
+def scores_view(scores: pa.Table) -> Table:
+    """One row per label: the latent that tells it best, at all lags."""
+    table = _table(
+        "latents at lags",
+        ("label", "latent", "lag", "strength", "evidence", "family p", "AUROC by lag", "episodes"),
+    )
+    label_N = np.array(scores.column("label").to_pylist())
+    latent_N = scores.column("latent").to_numpy()
+    for row in scores.filter(scores.column("is_best")).to_pylist():
+        mine = pa.array((label_N == row["label"]) & (latent_N == row["latent"]))
+        curve = [
+            f"[bold]{at['lag']:+d} {_figure(at['auroc'], '.2f')}[/]"
+            if at["is_best"]
+            else f"{at['lag']:+d} {_figure(at['auroc'], '.2f')}"
+            for at in sorted(scores.filter(mine).to_pylist(), key=lambda at: at["lag"])
+        ]
+        table.add_row(
+            escape(row["label"]),
+            str(row["latent"]),
+            f"{row['lag']:+d}",
+            f"{_figure(row['auroc'], '.3f')} [dim]{_interval(row['auroc_lo'], row['auroc_hi'], '.2f')}[/]",
+            _evidence(1 - row["q_value"]),
+            _figure(row["family_p_value"], ".2g"),
+            ", ".join(curve),
+            str(row["n_episodes"]),
+        )
+    table.caption = (
+        "Latent and lag are chosen on training episodes; figures are of held-out ones. A positive lag looks ahead.\n"
+        "evidence: 1 - q over all latents, labels and lags; family p: no false one among them."
+    )
+    return table
 
 
 def findings_view(findings: pa.Table) -> Table:
@@ -253,10 +381,23 @@ def groups_view(groups: pa.Table) -> Table:
 
 
 def concepts_view(concepts: pa.Table) -> Table:
-    """One row per latent that stands for a label."""
+    """One row per latent that stands for a label. ValueError for a table of an earlier version."""
+    if missing := sorted({*CONCEPT_SCHEMA.names} - {*concepts.column_names}):
+        raise ValueError(
+            f"this table of concepts has no column {missing[0]!r}: an earlier version made it; score again to see it"
+        )
     table = _table(
         "concepts",
-        ("concept", "policy", "kind", "strength", "evidence", "base rate", "description"),
+        (
+            "concept",
+            "policy",
+            "kind",
+            "strength",
+            "evidence",
+            "base rate",
+            "lead",
+            "against controls",
+        ),
     )
     named = [row for row in concepts.to_pylist() if row["concept"] is not None]
     for row in sorted(named, key=lambda row: (row["policy_name"], -row["auroc"])):
@@ -267,27 +408,70 @@ def concepts_view(concepts: pa.Table) -> Table:
             _figure(row["strength"], ".3f"),
             _evidence(row["evidence"]),
             _figure(row["base_rate"], ".1%"),
-            escape(row["description"]),
+            _lead(row),
+            verdict(row),
         )
-    table.caption = "strength: held-out AUROC; evidence: 1 - q."
+    state = [f"{escape(name)}: {line}" for name, line in state_lines(concepts)]
+    table.caption = "\n".join(state) + (
+        "\nstrength: held-out AUROC; evidence: 1 - q; lead: over the strongest control, with its 95 % interval.\n"
+        "A control is beaten if the lead over it, of the same episodes, is surely above 0, corrected for their number."
+    )
     return table
 
 
 def _table(title: str, headings: Sequence[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left")
     for heading in headings:
-        is_number = heading in ("strength", "evidence", "share", "q", "episodes", "base rate")
+        is_number = heading in (
+            "latent",
+            "lag",
+            "family p",
+            "strength",
+            "evidence",
+            "share",
+            "q",
+            "episodes",
+            "base rate",
+        )
         table.add_column(
             heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold"
         )
     return table
 
 
-def _figure(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+def state_lines(concepts: pa.Table) -> list[tuple[str, str]]:
+    """Of every policy, how much of the state of the world its latents tell together, and others instead of them."""
+    first = {row["policy_name"]: row for row in reversed(concepts.to_pylist())}
+    return [
+        (
+            name,
+            "state F1 of "
+            + ", ".join(
+                f"{who} {_figure(row[f'{prefix}state_f1'], '.2f')} "
+                f"{_interval(row[f'{prefix}state_lo'], row[f'{prefix}state_hi'], '.2f')}"
+                for prefix, who in STATE_OF.items()
+            )
+            + "; boards "
+            + ", ".join(_figure(row[f"{prefix}board_f1"], ".2f") for prefix in STATE_OF)
+            + "; coverage of boards "
+            + ", ".join(_figure(row[f"{prefix}board_coverage"], ".2f") for prefix in STATE_OF),
+        )
+        for name, row in sorted(first.items())
+    ]
 
 
-def _interval(lo: float, hi: float, form: str) -> str:
+def _lead(row: Mapping[str, Any]) -> str:
+    if row["lead"] is None:
+        return "–"
+    interval = _interval(row["lead_lo"], row["lead_hi"], "+.2f")
+    return f"{row['lead']:+.3f} [dim]{interval}\n{CONTROLS[row['strongest_rival']]}[/]"
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None or math.isnan(value) else format(value, form)
+
+
+def _interval(lo: float | None, hi: float | None, form: str) -> str:
     return rf"\[{_figure(lo, form)}, {_figure(hi, form)}]"
 
 

@@ -23,7 +23,7 @@ from cluster.dictionaries import (
 )
 from cluster.discovery import Discover
 from cluster.evaluation import UNIFORM, Evaluate, ReturnEstimate
-from cluster.evolution import lineage_tasks
+from cluster.evolution import followed_beside, lineage_tasks
 from cluster.laboratory import Laboratory
 from cluster.milestones import Milestones
 from cluster.recorder import plan_recording
@@ -701,6 +701,14 @@ class _Pipeline:
                     one.latents,
                     config.evolve,
                     seed=config.seed,
+                    beside=followed_beside(
+                        self.store,
+                        one.recorded.recording.plan.recording_id,
+                        one.latents,
+                        config.evolve.beside,
+                        split=config.split,
+                        seed=config.seed,
+                    ),
                 )
                 for one, bank in zip(scored, banks, strict=True)
             ]

@@ -3,6 +3,7 @@
 from rich.box import SIMPLE
 from rich.table import Table
 
+from interp.concepts.rivals import verdict
 from interp.report.document import Report
 from jobs.progress import Reporter
 
@@ -19,8 +20,9 @@ def print_summary(reporter: Reporter, report: Report, address: str) -> None:
     )
     table.add_column("policy", no_wrap=True)
     table.add_column("concept", no_wrap=True)
-    for heading in ("AUROC", "95 %", "neuron", "PCA", "untrained"):
+    for heading in ("AUROC", "95 %", "lead"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("against controls")
     rows = [row for row in report.concepts.to_pylist() if row["concept"] is not None]
     for row in sorted(rows, key=lambda row: (row["policy_name"], -row["auroc"])):
         table.add_row(
@@ -28,7 +30,8 @@ def print_summary(reporter: Reporter, report: Report, address: str) -> None:
             row["label"],
             f"{row['auroc']:.3f}",
             f"{row['auroc_lo']:.2f}-{row['auroc_hi']:.2f}",
-            *(f"{row[name]:.3f}" for name in ("neuron_auroc", "pca_auroc", "random_init_auroc")),
+            "–" if row["lead"] is None else f"{row['lead']:+.3f}",
+            verdict(row),
         )
     console = reporter.console
     console.print(table)

@@ -5,9 +5,9 @@ seems to change because the policy visits other states would be a confusion of b
 trajectories come from several players, so that late and early checkpoints are both partly at home in them.
 
 Two scores per checkpoint. The *latent's* AUROC asks whether the dictionary of the last checkpoint already reads the
-concept there; the *probe's* asks whether the concept can be read at all, along a direction refitted at each
-checkpoint. Above the null band in the second and inside it in the first: the concept is there, but written
-elsewhere.
+concept there; instead of latents, any features that were fixed at the last checkpoint (units, components, probes) can
+be followed. The *probe's* asks whether the concept can be read at all, along a direction refitted at each checkpoint.
+Above the null band in the second and inside it in the first: the concept is there, but written elsewhere.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,8 @@ from interp.concepts.scoring import auroc, auroc_interval, null_auroc_quantile
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
 from interp.features.directions import diff_in_means
+from interp.features.feature_set import FeatureSet
+from interp.features.sources import values_of
 
 LINEAGE_SCHEMA = pa.schema(
     [
@@ -50,6 +52,7 @@ class FollowedConcept:
     concept: str
     label: str
     latent: int
+    """Its number; of another set of features, the feature's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,30 +74,40 @@ class ConceptScores:
 def score_checkpoint(
     tracks: Tracks,
     fitted_E: Bool[np.ndarray, " E"],
-    dictionary: Dictionary,
+    features: Dictionary | FeatureSet,
     concepts: Sequence[FollowedConcept],
     *,
     seed: int,
+    sign: Sequence[int] | None = None,
 ) -> list[ConceptScores]:
-    """Scores of every concept; `fitted_E` marks the episodes on which probes are fitted, the others are scored."""
+    """Scores of every concept; `fitted_E` marks the episodes on which probes are fitted, the others are scored.
+
+    The features are as they are at the last checkpoint, whichever checkpoint the tracks are of. `sign` is -1 for each
+    concept whose feature is low where the label holds, as a unit may be; 1 for all if None.
+    """
     fitted, scored = tracks.select(fitted_E), tracks.select(~fitted_E)
-    latent_NF = dictionary.encode_rows(scored.activation_ESD.reshape(-1, dictionary.d_in))
-    latent_ESF = latent_NF.reshape(*scored.mask_ES.shape, -1)
+    value_NF = values_of(
+        features, scored.activation_ESD.reshape(-1, tracks.activation_ESD.shape[2])
+    )
+    value_ESF = value_NF.reshape(*scored.mask_ES.shape, -1)
+    fitted_known_ESL, known_ESL = fitted.targets.known_ESC, scored.targets.known_ESC
     results = []
-    for concept in concepts:
+    for concept, turned in zip(concepts, sign or [1] * len(concepts), strict=True):
+        column = tracks.label_names.index(concept.label)
+        fitted_ES, known_ES = fitted_known_ESL[..., column], known_ESL[..., column]
         direction_D = diff_in_means(
-            fitted.activation_ESD[fitted.mask_ES], fitted.label(concept.label)[fitted.mask_ES]
+            fitted.activation_ESD[fitted_ES], fitted.label(concept.label)[fitted_ES]
         )
         pair_ES2 = np.stack(
-            [latent_ESF[..., concept.latent], scored.activation_ESD @ direction_D], axis=-1
+            [turned * value_ESF[..., concept.latent], scored.activation_ESD @ direction_D], axis=-1
         )
         label_ES1 = scored.label(concept.label)[..., None]
-        table = auroc(pair_ES2, label_ES1, scored.mask_ES)
+        table = auroc(pair_ES2, label_ES1, known_ES)
         interval = auroc_interval(table, seed=seed)
         null = null_auroc_quantile(
             pair_ES2[..., :1],
             label_ES1,
-            scored.mask_ES,
+            known_ES,
             quantile=0.95,
             seed=seed,
         )

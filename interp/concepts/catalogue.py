@@ -6,8 +6,10 @@ concept which the units, plain linear algebra, the architecture or the observati
 be one.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from interp.concepts.blocks import known_auroc, known_table, score_all
 from interp.concepts.detection import average_precision, count, detect, event_coverage
 from interp.concepts.generality import generality, moments
 from interp.concepts.lags import Targets
+from interp.concepts.reconstruction import Reconstruction, best_latents, fit_rules, judge
 from interp.concepts.rivals import Lead, Rival, best_of, compare, feature_sets, values
 from interp.concepts.scoring import (
     AurocTable,
@@ -26,6 +29,9 @@ from interp.concepts.scoring import (
 )
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
+from interp.features.feature_set import FeatureSet
+from interp.features.sources import neurons, values_of
+from interp.stats.episodes import MIN_EPISODES
 from interp.worlds.labels import LABELS, WorldLabel, label_named
 
 
@@ -58,6 +64,18 @@ class ScoringConfig:
         if not 0.5 <= self.min_auroc < 1:
             raise ValueError(f"min_auroc {self.min_auroc}: from 0.5 (chance) to below 1")
 
+
+STATE_COLUMNS = (
+    "state_f1",
+    "state_lo",
+    "state_hi",
+    "board_f1",
+    "board_lo",
+    "board_hi",
+    "board_coverage",
+)
+STATE_OF = {"": "latents", "neuron_": "units", "random_init_": "latents of the untrained policy"}
+"""Who rebuilds the state, by the prefix of the columns."""
 
 CONCEPT_SCHEMA = pa.schema(
     [
@@ -94,6 +112,7 @@ CONCEPT_SCHEMA = pa.schema(
         ("lead_lo", pa.float64()),
         ("lead_hi", pa.float64()),
         ("beats", pa.string()),
+        ("better", pa.string()),
         ("n_episodes", pa.int32()),
         ("description", pa.string()),
         ("family_p_value", pa.float64()),
@@ -107,6 +126,11 @@ CONCEPT_SCHEMA = pa.schema(
         ("effective_episodes", pa.float64()),
         ("strength", pa.float64()),
         ("evidence", pa.float64()),
+        ("rule_latents", pa.list_(pa.int32())),
+        ("rule_f1", pa.float64()),
+        ("rule_precision", pa.float64()),
+        ("rule_recall", pa.float64()),
+        *((f"{who}{name}", pa.float64()) for who in STATE_OF for name in STATE_COLUMNS),
     ]
 )
 """One row per live latent and label. `concept` is null but for the latent that stands for its label; `scale` is the
@@ -114,24 +138,30 @@ CONCEPT_SCHEMA = pa.schema(
 the share of held-out firings with the label. `family_p_value` is adjusted for all pairs by max-T; `phi` (Matthews),
 the mutual information and the share of the label's events that are covered are of the latent above `threshold`;
 `generality` says in how many episodes it fires (`interp.concepts.generality`); `average_precision` is to be compared
-with `base_rate`. Of a concept,
-`lead` is its AUROC minus that of `strongest_rival`, and `beats` names the rivals of which it is surely ahead; both are
-null for other pairs.
+with `base_rate`. Of a concept, `lead` is its AUROC minus that of `strongest_rival`, `beats` names the rivals of which
+it is surely ahead and `better` those which are surely ahead of it (`interp.concepts.rivals.verdict` says it in words);
+all are null for other pairs.
 How far a row is to be trusted is two numbers: `strength`, the held-out AUROC, and `evidence`, 1 - q; NaN if the label
-was not tested."""
+was not tested.
+The same in all rows of a label: its rule, an OR of precise latents (`interp.concepts.reconstruction`). The same in all
+rows: what such rules make of the whole state, those of latents, of units (`neuron_`) and of the untrained policy's
+latents (`random_init_`); `board_f1` and `board_coverage` are those of Karvonen et al. 2024, NaN of too few episodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Representation:
-    """One site of one policy, seen through its dictionary, on training and on held-out episodes."""
+    """One site of one policy, seen through its dictionary, on training and on held-out episodes.
+
+    Units, components or probes (a `FeatureSet`) are scored by the same code as the latents of a dictionary.
+    """
 
     train: Tracks
     held_out: Tracks
-    dictionary: Dictionary
+    dictionary: Dictionary | FeatureSet
 
     def latents(self, tracks: Tracks) -> Float32[np.ndarray, "E S F"]:
-        flat_ND = tracks.activation_ESD.reshape(-1, self.dictionary.d_in)
-        latent_ESF = self.dictionary.encode_rows(flat_ND).reshape(*tracks.mask_ES.shape, -1)
+        flat_ND = tracks.activation_ESD.reshape(-1, tracks.activation_ESD.shape[2])
+        latent_ESF = values_of(self.dictionary, flat_ND).reshape(*tracks.mask_ES.shape, -1)
         latent_ESF[~tracks.mask_ES] = 0
         return latent_ESF
 
@@ -183,6 +213,7 @@ def score_concepts(
         num_agents=held_out.num_agents,
     )
     rivals = _rivals(policy, random_init, config, seed=seed)
+    rules, state = _state(policy, random_init, train_ESF, held_out_ESF, seed=seed)
     concept_of = _representatives(train_auroc_FL, held_out_table.auroc_FC, scores.q_FC, config)
     leads = _leads(concept_of, held_out_table, rivals, config, seed=seed)
 
@@ -235,6 +266,11 @@ def score_concepts(
             "effective_episodes": float(spread.effective_episodes_F[f]),
             "strength": float(held_out_table.auroc_FC[f, ell]),
             "evidence": float(1 - scores.q_FC[f, ell]),
+            "rule_latents": live[list(rules.latents_C[ell])].tolist(),
+            "rule_f1": rules.f1_C[ell],
+            "rule_precision": rules.precision_C[ell],
+            "rule_recall": rules.recall_C[ell],
+            **state,
         }
         for ell, label in enumerate(labels)
         for f in range(len(live))
@@ -286,6 +322,67 @@ def _leads(
     return compare(auroc_L, influence_EL, rivals, seed=seed, num_resamples=config.num_resamples)
 
 
+class _Rules(NamedTuple):
+    """What the rules of latents are worth, label by label."""
+
+    latents_C: list[tuple[int, ...]]
+    """Their places among the live ones."""
+    f1_C: Sequence[float]
+    precision_C: Sequence[float]
+    recall_C: Sequence[float]
+
+
+def _state(
+    policy: Representation,
+    random_init: Representation,
+    train_ESF: Float32[np.ndarray, "E S F"],
+    held_out_ESF: Float32[np.ndarray, "E_ S_ F"],
+    *,
+    seed: int,
+) -> tuple[_Rules, dict[str, float]]:
+    """The labels' rules, and the columns of what latents, units and untrained latents make of the whole state.
+
+    NaN where there are too few held-out episodes for an interval.
+    """
+    train, held_out = policy.train, policy.held_out
+    targets, num_labels = train.targets, len(train.label_names)
+    rules = fit_rules(train_ESF, targets)
+    latents_C = [rule.latents for rule in rules]
+    if len(held_out.env_seed_E) < MIN_EPISODES:
+        unknown_C = [math.nan] * num_labels
+        return _Rules(latents_C, unknown_C, unknown_C, unknown_C), {}
+    units = neurons(policy.dictionary.site, train.activation_ESD[train.mask_ES])
+    columns: dict[str, float] = {}
+    found: list[Reconstruction] = []
+    for who, (fitted, fitted_ESF, judged, judged_ESF) in zip(
+        STATE_OF,
+        (
+            (train, train_ESF, held_out, held_out_ESF),
+            (train, values(units, train), held_out, values(units, held_out)),
+            (
+                random_init.train,
+                random_init.latents(random_init.train),
+                random_init.held_out,
+                random_init.latents(random_init.held_out),
+            ),
+        ),
+        strict=True,
+    ):
+        whole = judge(fit_rules(fitted_ESF, fitted.targets), judged_ESF, judged.targets, seed=seed)
+        single = judge(
+            best_latents(fitted_ESF, fitted.targets), judged_ESF, judged.targets, seed=seed
+        )
+        covered = [f1 for f1 in single.f1_C if not math.isnan(f1)]
+        figures = (
+            *(whole.state_f1, whole.lo, whole.hi, whole.board_f1, whole.board_lo, whole.board_hi),
+            float(np.mean(covered)) if covered else math.nan,
+        )
+        columns |= {who + name: x for name, x in zip(STATE_COLUMNS, figures, strict=True)}
+        found.append(whole)
+    own = found[0]
+    return _Rules(latents_C, own.f1_C, own.precision_C, own.recall_C), columns
+
+
 def _lead_columns(lead: Lead | None) -> dict[str, object]:
     if lead is None:
         return {}
@@ -295,6 +392,7 @@ def _lead_columns(lead: Lead | None) -> dict[str, object]:
         "lead_lo": lead.lo,
         "lead_hi": lead.hi,
         "beats": ", ".join(lead.beaten),
+        "better": ", ".join(lead.better),
     }
 
 

@@ -12,8 +12,9 @@ ones were made for the label; a latent that was not and still does as well has f
 E episodes · S samples · F features · L labels.
 """
 
+import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -31,6 +32,20 @@ from interp.features.sources import (
     sparse_probes,
 )
 from interp.stats.bootstrap import resample_weights
+
+CONTROLS = {
+    "neuron": "best neuron",
+    "pca": "best principal direction",
+    "random_direction": "best random direction",
+    "diff_in_means": "difference of means",
+    "probe": "linear probe",
+    "sparse_probe": "sparse probe",
+    "random_init": "best untrained latent",
+}
+"""What a concept is compared with -> how people call it; its AUROC is in the column `<name>_auroc`."""
+BEATS_ALL = "beats every control"
+Standing = Literal["beaten", "level", "better", "missing"]
+"""Of a rival beside a concept: surely below it, neither, surely above it; or never scored."""
 
 
 class Rival(NamedTuple):
@@ -50,6 +65,8 @@ class Lead(NamedTuple):
     hi: float
     beaten: tuple[str, ...]
     """Rivals of which the latent is surely ahead, all of them tested together."""
+    better: tuple[str, ...]
+    """Rivals which are surely ahead of the latent, by the same rule."""
 
 
 def feature_sets(
@@ -107,8 +124,8 @@ def compare(
     """For each label how far its latent is ahead; None where it has no AUROC.
 
     Paired: both are of the same episodes, so the cluster bootstrap resamples the difference of their influences. The
-    lead over the strongest rival has an interval of `level`; to be called beaten, a rival must lie below one that is
-    corrected for the number of rivals (Bonferroni).
+    lead over the strongest rival has an interval of `level`; to be called beaten, or better, a rival must lie outside
+    one that is corrected for the number of rivals (Bonferroni).
     """
     weight_BE = (resample_weights(len(influence_EL), num_resamples, seed=seed) - 1).astype(
         np.float32
@@ -132,16 +149,43 @@ def compare(
             leads.append(None)
             continue
         strongest = max(known, key=lambda name, ell=ell: float(known[name].auroc_L[ell]))
-        rival = known[strongest]
+        rival, share = known[strongest], below / len(known)
         leads.append(
             Lead(
                 rival=strongest,
                 lead=float(mine - rival.auroc_L[ell]),
                 lo=tail(rival, ell, below),
                 hi=tail(rival, ell, 1 - below),
-                beaten=tuple(
-                    name for name, one in known.items() if tail(one, ell, below / len(known)) > 0
-                ),
+                beaten=tuple(name for name, one in known.items() if tail(one, ell, share) > 0),
+                better=tuple(name for name, one in known.items() if tail(one, ell, 1 - share) < 0),
             )
         )
     return leads
+
+
+def standings(row: Mapping[str, Any]) -> dict[str, Standing]:
+    """Where every control stands beside the concept of a row of the table of concepts.
+
+    The one rule by which reports, command lines and cards speak of controls: that of `compare`, paired and corrected.
+    """
+    beaten, better = (set((row[column] or "").split(", ")) for column in ("beats", "better"))
+
+    def standing(name: str) -> Standing:
+        auroc = row[f"{name}_auroc"]
+        if auroc is None or math.isnan(auroc):
+            return "missing"
+        return "beaten" if name in beaten else "better" if name in better else "level"
+
+    return {name: standing(name) for name in CONTROLS}
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """What the controls leave of a concept: all of them beaten, or which are better, level with it or missing."""
+    found = standings(row)
+    if set(found.values()) == {"beaten"}:
+        return BEATS_ALL
+    clauses = []
+    for place, phrase in (("better", "{} better"), ("level", "{} level"), ("missing", "no {}")):
+        if names := [CONTROLS[name] for name in CONTROLS if found[name] == place]:
+            clauses.append(phrase.format(" and ".join(names)))
+    return "; ".join(clauses)

@@ -21,6 +21,13 @@ RIDGE = 1e-3
 """Of probes, in units of the mean variance of a coordinate."""
 
 
+def values_of(
+    features: Dictionary | FeatureSet, x_ND: Float32[np.ndarray, "N D"]
+) -> Float32[np.ndarray, "N F"]:
+    """Of every feature on every row: of latents as their dictionary encodes them, to the last bit."""
+    return features.encode_rows(x_ND) if isinstance(features, Dictionary) else features.values(x_ND)
+
+
 def latents(
     dictionary: Dictionary,
     train_ND: Float32[np.ndarray, "N D"],

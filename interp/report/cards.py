@@ -1,13 +1,14 @@
 """Concept cards: everything that is known of one concept of one policy, as JSON that other programs can read.
 
-    concept        the row of the table of concepts: scores, intervals, nulls, rivals, leads
-    labels         the same latent against every other label, the clearest first
-    claims         what was registered, what became of it, and the verdict
-    dose_response  effects on return and own label by site, mode and dose, with the range of the random directions
-    episodes       where it responded most: seed, agent, steps, from which the episode is played again, and the values
-    clip           the first seed that the claimed edit changes: where the two part, and how to play both
-    stability      the cosine with which dictionaries of other seeds have it
-    evolution      its scores over the checkpoints of the run
+    concept           the row of the table of concepts: scores, intervals, nulls, rivals, leads
+    against_controls  which of the rivals it beats, by the paired rule, and the same in words
+    labels            the same latent against every other label, the clearest first
+    claims            what was registered, what became of it, and the verdict
+    dose_response     effects on return and own label by site, mode and dose, with the range of the random directions
+    episodes          where it responded most: seed, agent, steps, from which it is played again, and the values
+    clip              the first seed that the claimed edit changes: where the two part, and how to play both
+    stability         the cosine with which dictionaries of other seeds have it
+    evolution         its scores over the checkpoints of the run
 
 No picture and no episode is stored in a card: seeds are, and an episode is a function of them.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from interp.concepts import rivals
 from interp.identity import nulled
 from interp.records import Window
 from interp.report.document import Clip, Report
@@ -75,6 +77,9 @@ def _card(report: Report, policy_name: str, concept: str, claims: list[Card]) ->
             "verdict": claims[0]["verdict"],
             "registration": claims[0]["registration_id"],
             "concept": own,
+            "against_controls": {"verdict": rivals.verdict(own), "standings": rivals.standings(own)}
+            if own
+            else None,
             "labels": [
                 {name: row[name] for name in _LABEL_COLUMNS}
                 for row in sorted(others, key=_distance_from_chance, reverse=True)

@@ -21,7 +21,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interp import figures as draw
+from interp.concepts.catalogue import STATE_COLUMNS, STATE_OF
 from interp.concepts.discovery import leading_kind
+from interp.concepts.rivals import BEATS_ALL, CONTROLS, standings, verdict
 from interp.figures import Band, DoseCurve, SweepPoint
 from interp.records import Window
 from interp.steering.verdicts import Verdict
@@ -34,15 +36,8 @@ MAX_PERCENTILE = 95.0
 """An effect is the direction's own if more than this share (in %) of random directions of equal norm do less."""
 STRONG_AUROC = 0.6
 """Discoveries from here on are counted apart: with enough rows, q finds differences too small to matter."""
-CONTROLS = {
-    "neuron_auroc": "best neuron",
-    "pca_auroc": "best principal direction",
-    "diff_in_means_auroc": "difference of means",
-    "probe_auroc": "linear probe",
-    "random_init_auroc": "best untrained latent",
-}
-
-
+LEAD = ("lead", "lead_lo", "lead_hi")
+"""Columns of how far a concept is ahead of its strongest control; null where it has none."""
 SPLICE_METRICS = {
     "return": "return",
     "return recovered": "return recovered",
@@ -130,6 +125,7 @@ def render(report: Report) -> str:
         spliced=_spliced(report),
         splice_metrics=SPLICE_METRICS,
         concepts=[_concept_view(row) for row in _named(report)],
+        states=_states(report),
         findings=[_finding_view(row) for row in _rows(report.findings)],
         groups=_rows(report.groups),
         steered=[
@@ -154,6 +150,7 @@ def render(report: Report) -> str:
         max_percentile=MAX_PERCENTILE,
         strong_auroc=STRONG_AUROC,
         controls=CONTROLS,
+        beats_all=BEATS_ALL,
     )
 
 
@@ -233,7 +230,7 @@ def _summary(report: Report) -> Row:
     tested = [row for row in rows if not math.isnan(row["q_value"])]
     discoveries = [row for row in tested if row["q_value"] < MAX_Q]
     named = _named(report)
-    standings = [_standings(row) for row in named]
+    standing_of = [standings(row) for row in named]
     effects = _rows(report.effects)
     no_op = [row for row in effects if row["dose"] == 0]
     arms = [
@@ -262,10 +259,10 @@ def _summary(report: Report) -> Row:
         "groups_better": sum(row["beats_best"] for row in _rows(report.groups)),
         "latents": len({(row["dict_id"], row["latent"]) for row in named}),
         "beats": {
-            control: sum(standing[control] == "beaten" for standing in standings)
+            control: sum(standing[control] == "beaten" for standing in standing_of)
             for control in CONTROLS
         },
-        "beats_all": sum(set(standing.values()) == {"beaten"} for standing in standings),
+        "beats_all": sum(verdict(row) == BEATS_ALL for row in named),
         "steered": len({(row["policy_name"], row["concept"]) for row in effects}),
         "causal": len({(row["policy_name"], row["concept"]) for row in arms if _is_causal(row)}),
         "words": _words(report),
@@ -292,42 +289,36 @@ def _peaks(windows: tuple[Window, ...]) -> dict[tuple[str, str], tuple[int, int]
     return counts
 
 
+def _states(report: Report) -> list[Row]:
+    """Of each policy, what latents, units and untrained latents make of the whole state, a row for each of them."""
+    first = {row["policy_name"]: row for row in reversed(_rows(report.concepts))}
+    return [
+        {
+            "policy_name": policy_name,
+            "who": who,
+            **{name: _or_nan(row[prefix + name]) for name in STATE_COLUMNS},
+        }
+        for policy_name, row in sorted(first.items())
+        if row["state_f1"] is not None
+        for prefix, who in STATE_OF.items()
+    ]
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def _concept_view(row: Row) -> Row:
     return {
         **row,
-        "verdict": _verdict(row),
-        "standing": _standings(row),
+        "verdict": verdict(row),
+        "standing": standings(row),
+        **{name: _or_nan(row[name]) for name in (*LEAD, "rule_f1", "rule_precision")},
         "left": 100 * row["auroc_lo"],
         "width": max(0.8, 100 * (row["auroc_hi"] - row["auroc_lo"])),
         "middle": 100 * row["auroc"],
         "evidence": 1 - row["q_value"],
     }
-
-
-def _standings(row: Row) -> dict[str, str]:
-    """Where each control lies beside the interval of the concept: beaten, level, ahead, or missing."""
-    return {control: _standing(row[control], row) for control in CONTROLS}
-
-
-def _standing(control: float, row: Row) -> str:
-    if math.isnan(control):
-        return "missing"
-    if control < row["auroc_lo"]:
-        return "beaten"
-    return "level" if control <= row["auroc_hi"] else "ahead"
-
-
-def _verdict(row: Row) -> str:
-    """What the controls leave of a concept: all of them beaten, or which are level with it or ahead of it."""
-    standing = _standings(row)
-    if set(standing.values()) == {"beaten"}:
-        return "beats every control"
-    clauses = []
-    for place, phrase in (("ahead", "{} better"), ("level", "{} level"), ("missing", "no {}")):
-        names = [CONTROLS[control] for control in CONTROLS if standing[control] == place]
-        if names:
-            clauses.append(phrase.format(" and ".join(names)))
-    return "; ".join(clauses)
 
 
 # --- what else is there

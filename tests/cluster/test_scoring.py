@@ -17,15 +17,16 @@ from cluster.scoring import (
     ScoreConcepts,
     ScoreLatents,
     read_tracks,
+    score_lags,
     score_latents,
     steered_latent,
 )
-from cluster.staging import Split
+from cluster.staging import Part, Split
 from cluster.store import Store
 from cluster.studio import Studio
-from interp.concepts.blocks import score_all
+from interp.concepts.blocks import known_auroc, score_all
 from interp.concepts.catalogue import ScoringConfig
-from interp.concepts.lags import Targets, within
+from interp.concepts.lags import Targets, lagged, within
 from interp.dictionaries.dictionary import Dictionary
 from interp.recording import episode_rows
 from interp.records import Episode, VariableLabel
@@ -33,12 +34,13 @@ from interp.worlds.world import WorldFactory
 
 SITE, LABELS = "lstm.h", ("high", "rare")
 AGENTS, D, F = 2, 6, 150
+ECHO = 3
 """Three blocks of latents, the last of them short."""
 SEEDS = range(40)
 
 
 def episode(env_seed: int) -> tuple[Episode, dict[str, np.ndarray]]:
-    """20 to 31 steps; one label is what the first unit says, the other is of another world."""
+    """20 to 31 steps; one label is what the first unit says, one is of another world, one is the first one, later."""
     generator = np.random.default_rng(env_seed)
     steps = 20 + env_seed % 12
     x = generator.standard_normal((steps, AGENTS, D)).astype(np.float32)
@@ -52,7 +54,9 @@ def episode(env_seed: int) -> tuple[Episode, dict[str, np.ndarray]]:
         captured_t=np.arange(steps, dtype=np.int32),
         activations={SITE: x},
     )
-    return one, {"high": x[..., 0] > 0.8, "rare": generator.random(shape) < 0.1}
+    high = x[..., 0] > 0.8
+    echo = np.concatenate([np.zeros((ECHO, AGENTS), np.bool_), high[:-ECHO]])
+    return one, {"high": high, "rare": generator.random(shape) < 0.1, "echo": echo}
 
 
 def random_dictionary() -> Dictionary:
@@ -80,7 +84,7 @@ def whole(store: Store) -> ScoreLatents:
         ShardPlan(shard=f"s{start}", env_seeds=tuple(SEEDS[start : start + 10]))
         for start in range(0, 40, 10)
     )
-    config = {"site_widths": {SITE: D}, "labels": list(LABELS)}
+    config = {"site_widths": {SITE: D}, "labels": [*LABELS, "echo"]}
     plan = Plan(config=config, inputs={"policy": "p-0"}, shards=shards)
     recordings.begin(store, plan)
     for shard in shards:
@@ -214,6 +218,106 @@ def test_actors_give_the_same(store: Store, whole: ScoreLatents) -> None:
         return [value_of[task.key] for task in tasks]
 
     equal(score_latents(store, whole, make, latents_per_task=64), in_memory(store, whole))
+
+
+LAGS = (-ECHO, 0, 1, ECHO)
+
+
+@pytest.fixture
+def lagging(whole: ScoreLatents) -> ScoreLatents:
+    return replace(whole, labels=("high", "echo"), lags=LAGS)
+
+
+def plainly(store: Store, asked: ScoreLatents, part: Part):
+    """[E, S, F] latents and labels at lags of a part, from one table of everything."""
+    dense = read_tracks(store, asked.recording_id, site=SITE, labels=asked.labels, stride_steps=1)
+    dense = dense.select(asked.split.chosen(dense.env_seed_E, part))
+    latent_ESF = (
+        dictionaries.load(store, "d-0")
+        .encode_rows(dense.activation_ESD.reshape(-1, D))
+        .reshape(*dense.mask_ES.shape, F)
+    )
+    targets = lagged(Targets.known(dense.label_ESL, dense.mask_ES), lags=LAGS, num_agents=AGENTS)
+    places = np.arange(dense.mask_ES.shape[1]).reshape(-1, AGENTS)[::2].reshape(-1)
+    return latent_ESF[:, places], targets.select(places)
+
+
+def test_a_latent_is_found_at_the_lag_at_which_its_label_follows(
+    store: Store, lagging: ScoreLatents
+) -> None:
+    """`echo` holds three steps after the first unit was high: at lag 3 it is what `high` is at lag 0."""
+    studio = Studio(store)
+    table = score_lags(store, lagging, lambda tasks: [task.run(studio) for task in tasks])
+    assert table.num_rows == F * 2 * len(LAGS)
+    best = {row["label"]: row for row in table.to_pylist() if row["is_best"]}
+    assert {label: row["lag"] for label, row in best.items()} == {"high": 0, "echo": ECHO}
+    for row in best.values():
+        assert abs(row["auroc"] - 0.5) > 0.3
+        assert row["auroc_lo"] < row["auroc"] < row["auroc_hi"]
+        assert row["family_p_value"] < 0.05
+        assert row["null"] == "episode permutation"
+        assert row["n_missing"] > 0
+    at = {(row["label"], row["latent"], row["lag"]): row["auroc"] for row in table.to_pylist()}
+    latent = best["echo"]["latent"]
+    assert abs(at["echo", latent, 0] - 0.5) < 0.1, "at its own step nothing tells it"
+
+
+def test_lags_are_chosen_on_training_episodes_and_published_of_held_out_ones(
+    store: Store, lagging: ScoreLatents
+) -> None:
+    studio = Studio(store)
+    table = score_lags(store, lagging, lambda tasks: [task.run(studio) for task in tasks])
+    rows = table.to_pylist()
+    order = [(label, f, lag) for label in lagging.labels for f in range(F) for lag in LAGS]
+    assert [(row["label"], row["latent"], row["lag"]) for row in rows] == order
+    column_of: dict[Part, str] = {"train": "train_auroc", "held_out": "auroc"}
+    for part, column in column_of.items():
+        latent_ESF, targets = plainly(store, lagging, part)
+        expected_FLK = known_auroc(latent_ESF, targets).reshape(F, 2, len(LAGS))
+        found = np.array([row[column] for row in rows]).reshape(2, F, len(LAGS))
+        np.testing.assert_allclose(found.swapaxes(0, 1), expected_FLK, atol=1e-12)
+        if part == "train":
+            distance_FLK = np.abs(expected_FLK - 0.5)
+            chosen = np.array([row["is_best_lag"] for row in rows]).reshape(2, F, len(LAGS))
+            assert (chosen.sum(2) == 1).all()
+            np.testing.assert_array_equal(chosen.argmax(2).T, distance_FLK.argmax(2))
+            best = [row["latent"] for row in rows if row["is_best"]]
+            np.testing.assert_array_equal(best, distance_FLK.max(2).argmax(0))
+    num_held_out = lagging.split.held_out(np.array(SEEDS)).sum()
+    assert {row["n_episodes"] for row in rows} == {num_held_out}
+    assert sum(row["auroc_lo"] is not None for row in rows) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_tables_of_lags_are_the_same_by_actors_and_are_kept(
+    store: Store, lagging: ScoreLatents, tmp_path
+) -> None:
+    studio = Studio(store)
+    alone = score_lags(store, lagging, lambda tasks: [task.run(studio) for task in tasks])
+
+    def forbidden(tasks):
+        raise AssertionError(f"{len(tasks)} tasks done again")
+
+    assert score_lags(store, lagging, forbidden).equals(alone)
+    with pytest.raises(AssertionError, match=r"2 tasks done again"):
+        score_lags(store, replace(lagging, lags=(0,)), forbidden)
+    for key in [*store.list("scores")]:
+        (tmp_path / "store" / key).unlink()
+
+    def make(tasks):
+        with Pool(Studio, args=(store,), size=2) as pool:
+            value_of = {result.task.key: result.value for result in pool.run(tasks)}
+        return [value_of[task.key] for task in tasks]
+
+    assert score_lags(store, lagging, make, latents_per_task=64).equals(alone)
+
+
+def test_lags_that_reach_over_an_episode_are_refused(store: Store, whole: ScoreLatents) -> None:
+    with pytest.raises(ValueError, match=r"lags \[1, 1\]: wanted at least one, each once"):
+        replace(whole, lags=(1, 1))
+    with pytest.raises(ValueError, match=r"lags from -12 to 12 steps, but the shortest episode"):
+        replace(whole, lags=(-12, 12)).run(Studio(store))
 
 
 def test_stretches_that_cut_blocks_and_parts_without_episodes_are_refused(

@@ -7,11 +7,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cluster.recordings import open_manifest
+from cluster.results import Question
 from cluster.scoring import read_tracks
 from cluster.store import Store
+from interp.concepts.catalogue import CONCEPT_SCHEMA
+from interp.concepts.rivals import CONTROLS
 from interp.identity import nulled
 from interp.worlds import labels
 from jobs.factories import allow_factories
@@ -80,6 +84,61 @@ def test_tables_are_listed_and_shown_again(ask, planted) -> None:
     assert "groups of latents" in ask("show", ids[1])[0]
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_labels_at_lags_are_scored_by_actors_and_shown(ask, planted) -> None:
+    asked = ("--recording", planted[1], "--dictionary", DICT_ID, "--split.held-out-fraction", "0.5")
+    asked += ("--labels", "wall_proximity", "battery_proximity@within4", "--lags", "-8", "0", "8")
+    out, err = ask("score", *asked, "--num-permutations", "199", "--actors", "1", "--json")
+    (table,) = json.loads(out)
+    assert "12 latents x 2 labels x 3 lags" in err
+    assert table["kind"] == "scores" and len(table["rows"]) == 12 * 2 * 3
+    wall, soon = [row for row in table["rows"] if row["is_best"]]
+    assert (wall["label"], wall["latent"], wall["lag"]) == ("wall_proximity", WALL, 0)
+    assert wall["auroc"] > 0.95 and wall["auroc_lo"] > 0.9 and wall["family_p_value"] < 0.05
+    assert soon["latent"] in HALVES
+    shown, _ = ask("show", table["id"])
+    line = next(line for line in shown.splitlines() if "wall_proximity" in line)
+    assert re.search(rf" {WALL} +\+0 +(0\.9\d+|1\.000) \[", line), line
+    again, said = ask("score", *asked, "--num-permutations", "199", "--json")
+    assert again == out and "Ray" not in said, "it is read from the store"
+
+
+def test_concepts_are_shown_with_what_they_beat_and_the_state(ask, planted) -> None:
+    row = {
+        "policy_name": "p",
+        "concept": "wall:3",
+        "latent": 3,
+        "label": "wall",
+        "kind": "spatial",
+        "strength": 0.91,
+        "evidence": 0.99,
+        "base_rate": 0.25,
+        "auroc": 0.91,
+        **{f"{name}_auroc": 0.8 for name in CONTROLS},
+        "strongest_rival": "probe",
+        "lead": -0.02,
+        "lead_lo": -0.03,
+        "lead_hi": -0.01,
+        "beats": "neuron, pca, random_direction, random_init",
+        "better": "probe",
+        "state_f1": 0.41,
+        "state_lo": 0.3,
+        "state_hi": 0.5,
+        "board_f1": 0.33,
+    }
+    question = Question("concepts", {"made": "up"}, {})
+    question.answer(planted[0], pa.Table.from_pylist([row], schema=CONCEPT_SCHEMA))
+    shown = " ".join(ask("show", question.id)[0].split())
+    assert "linear probe better; difference of means and sparse probe level" in shown
+    assert "-0.020 [-0.03, -0.01]" in shown
+    assert "p: state F1 of latents 0.41 [0.30, 0.50]" in shown
+    old = Question("concepts", {"made": "earlier"}, {})
+    old.answer(planted[0], pa.Table.from_pylist([{"policy_name": "p"}]))
+    with pytest.raises(SystemExit):
+        main(["concepts", "show", old.id, "--store", planted[0].url])
+
+
 def refused(planted, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as exit_:
         main(["concepts", *arguments, "--store", planted[0].url])
@@ -92,7 +151,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(planted, capsys) -> None:
     cases = (
         (
             ("show", "f-0"),
-            r"has no table f-0 of findings, groups, concepts; `sparsight concepts show`",
+            r"has no table f-0 of scores, findings, groups, concepts; `sparsight concepts show`",
         ),
         ((*here[:3], "--recording", "r-0"), r"r-0"),
         ((*here, "--labels", "landmark"), r"label 'landmark' is not in recording"),

@@ -1,5 +1,7 @@
 """When a concept is born, and that a checkpoint's scores find what was planted and nothing where it was shuffled."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from interp.comparison.evolution import FollowedConcept, emergence_index, score_checkpoint
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
+from interp.features.sources import neurons, probes
 
 EPISODES, STEPS, AGENTS, D = 60, 12, 2, 4
 FITTED_E = np.arange(EPISODES) < EPISODES // 2
@@ -60,6 +63,44 @@ def test_a_planted_latent_is_read_by_the_dictionary_and_by_a_probe() -> None:
     assert found.auroc_lo < found.auroc < found.auroc_hi
     assert found.n_episodes == EPISODES // 2
     assert found.firing_rate == pytest.approx(0.75, abs=0.03)
+
+
+def test_any_features_are_followed_as_latents_are() -> None:
+    """Units, and a probe fitted at the last checkpoint, at one where the concept is written in another unit."""
+    last, earlier = tracks(written_in=LATENT), tracks(written_in=0, seed=1)
+    x_ND, label_NL = last.activation_ESD[last.mask_ES], last.label_ESL[last.mask_ES]
+    units = neurons("lstm.h", x_ND)
+    (by_unit,) = score_checkpoint(last, FITTED_E, units, [CONCEPT], seed=0)
+    by_latent = score(last)
+    assert by_unit.auroc == pytest.approx(
+        by_latent.auroc, abs=0.02
+    )  # the latent is a rectified unit
+    assert by_unit.probe_auroc == by_latent.probe_auroc
+    (turned,) = score_checkpoint(last, FITTED_E, units, [CONCEPT], seed=0, sign=[-1])
+    assert turned.auroc == pytest.approx(1 - by_unit.auroc)
+    probe = probes("lstm.h", x_ND, label_NL, names=last.label_names)
+    by_probe = FollowedConcept(concept="combat:probe", label="combat", latent=1)
+    (there,) = score_checkpoint(last, FITTED_E, probe, [by_probe], seed=0)
+    (before,) = score_checkpoint(earlier, FITTED_E, probe, [by_probe], seed=0)
+    assert there.auroc > 0.95
+    assert before.auroc == pytest.approx(0.5, abs=0.1)
+    assert before.probe_auroc > 0.95
+
+
+def test_samples_where_a_label_is_not_known_count_nowhere() -> None:
+    planted = tracks(written_in=LATENT)
+    known_ESL = np.broadcast_to(planted.mask_ES[..., None], planted.label_ESL.shape).copy()
+    known_ESL[:, -AGENTS:] = False
+    blind = replace(planted, known_ESL=known_ESL, label_ESL=planted.label_ESL & known_ESL)
+    kept = slice(0, -AGENTS)
+    cut = replace(
+        planted,
+        activation_ESD=planted.activation_ESD[:, kept],
+        label_ESL=planted.label_ESL[:, kept],
+        mask_ES=planted.mask_ES[:, kept],
+    )
+    assert score(blind).auroc == pytest.approx(score(cut).auroc, abs=1e-9)
+    assert score(blind).probe_auroc == pytest.approx(score(cut).probe_auroc, abs=1e-6)
 
 
 def test_a_concept_written_elsewhere_is_read_by_the_probe_only() -> None:

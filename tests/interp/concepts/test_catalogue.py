@@ -1,5 +1,6 @@
 """The table of concepts on made-up tracks: what it has of a memorised latent, and of a dictionary that is silent."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from interp.concepts.blocks import known_auroc
 from interp.concepts.catalogue import (
     CONCEPT_SCHEMA,
+    STATE_COLUMNS,
+    STATE_OF,
     Representation,
     ScoringConfig,
     score_concepts,
@@ -16,6 +20,7 @@ from interp.concepts.catalogue import (
 from interp.concepts.scoring import episode_permutation_p
 from interp.concepts.tracks import Tracks
 from interp.dictionaries.dictionary import Dictionary
+from interp.features.sources import neurons
 
 EPISODES, STEPS, AGENTS, D = 30, 20, 2, 3
 LABELS = ("battery_proximity", "carrying_ore")
@@ -91,6 +96,47 @@ def test_every_score_is_in_the_row_of_its_latent_and_label() -> None:
     assert rows[1, "carrying_ore"]["effective_episodes"] == pytest.approx(2, abs=0.2)
 
 
+def test_the_state_that_latents_tell_together_stands_beside_units_and_the_untrained() -> None:
+    """One of the two labels is told by a latent, the other by none; a silent dictionary tells nothing."""
+    policy = Representation(train=tracks(0), held_out=tracks(1), dictionary=units(0.0))
+    untrained = replace(policy, dictionary=units(2.0))
+    identity = {"policy_id": "p", "policy_name": "n", "dict_id": "d", "site": "lstm.h"}
+    scored = score_concepts(policy, untrained, CONFIG, seed=0, identity=identity).to_pylist()
+    told, missed = (
+        next(row for row in scored if row["label"] == label)
+        for label in ("battery_proximity", "carrying_ore")
+    )
+    assert told["rule_latents"] == [0] and missed["rule_latents"] == []
+    assert told["rule_f1"] == told["rule_precision"] == told["rule_recall"] == 1
+    assert missed["rule_f1"] == 0 and math.isnan(missed["rule_precision"])
+    near, ore = (tracks(1).label(label).sum() for label in ("battery_proximity", "carrying_ore"))
+    assert told["state_f1"] == pytest.approx(2 * near / (2 * near + ore))
+    assert told["state_lo"] < told["state_f1"] < told["state_hi"]
+    assert told["board_lo"] < told["board_f1"] < told["board_hi"]
+    best = [
+        max(row["f1"] for row in scored if row["label"] == label)
+        for label in ("battery_proximity", "carrying_ore")
+    ]
+    assert told["board_coverage"] == pytest.approx(np.mean(best), abs=0.1)
+    assert 0 < told["neuron_state_f1"] < told["state_f1"]  # a unit is measured from its mean
+    assert told["random_init_state_f1"] == told["random_init_board_coverage"] == 0
+    for name in (who + column for who in STATE_OF for column in STATE_COLUMNS):
+        assert len({row[name] for row in scored}) == 1, (
+            "of the whole state, so the same in all rows"
+        )
+
+
+def test_units_are_scored_by_the_same_code() -> None:
+    train, held_out = tracks(0), tracks(1)
+    features = neurons("lstm.h", train.activation_ESD[train.mask_ES])
+    policy = Representation(train=train, held_out=held_out, dictionary=features)
+    identity = {"policy_id": "p", "policy_name": "n", "dict_id": "d", "site": "lstm.h"}
+    scored = score_concepts(policy, replace(policy), CONFIG, seed=0, identity=identity)
+    found = scored.column("auroc").to_numpy().reshape(2, -1).T
+    expected = known_auroc(held_out.activation_ESD, held_out.targets)
+    np.testing.assert_allclose(found, expected, atol=1e-3)  # centring may round two values into one
+
+
 def test_p_is_that_of_single_tests() -> None:
     held_out = tracks(1)
     p_FC, null_C = episode_permutation_p(
@@ -110,7 +156,7 @@ def test_a_dictionary_without_a_live_latent_has_an_empty_table() -> None:
 
 
 def _rounded(value: object) -> object:
-    return pytest.approx(value, rel=1e-12) if isinstance(value, float) else value
+    return pytest.approx(value, rel=1e-12, nan_ok=True) if isinstance(value, float) else value
 
 
 def test_a_label_that_is_not_known_near_the_end_is_scored_where_it_is_and_changes_no_other() -> (
@@ -151,4 +197,6 @@ def test_a_label_that_is_not_known_near_the_end_is_scored_where_it_is_and_change
         now, then = rows[latent, "carrying_ore"], before[latent, "carrying_ore"]
         # sums over other numbers of columns may round otherwise
         changed = {name for name in now if now[name] not in (then[name], _rounded(then[name]))}
-        assert changed <= {"q_value", "evidence", "family_p_value"}  # they are of all pairs
+        of_all_pairs = {"q_value", "evidence", "family_p_value"}
+        of_all_labels = {who + name for who in STATE_OF for name in STATE_COLUMNS}
+        assert changed <= of_all_pairs | of_all_labels

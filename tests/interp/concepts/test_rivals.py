@@ -1,9 +1,21 @@
 """A latent is ahead of what it beats, level with what does as well, and is compared on the same episodes only."""
 
+import math
+
 import numpy as np
 import pytest
 
-from interp.concepts.rivals import Rival, best_of, compare, feature_sets, values
+from interp.concepts.rivals import (
+    BEATS_ALL,
+    CONTROLS,
+    Rival,
+    best_of,
+    compare,
+    feature_sets,
+    standings,
+    values,
+    verdict,
+)
 from interp.concepts.scoring import auroc
 from interp.concepts.tracks import Tracks
 
@@ -71,6 +83,18 @@ def test_a_latent_that_says_nothing_beats_nothing(rivals) -> None:
     assert lead is not None
     assert lead.hi < 0
     assert "neuron" not in lead.beaten
+    assert {"neuron", "probe"} <= set(lead.better)
+
+
+def test_the_verdict_is_in_words_what_was_computed() -> None:
+    row = {f"{name}_auroc": 0.7 for name in CONTROLS} | {"beats": None, "better": None}
+    everyone = ", ".join(CONTROLS)
+    assert verdict({**row, "beats": everyone}) == BEATS_ALL
+    assert set(standings(row).values()) == {"level"}
+    mixed = {**row, "beats": "neuron, pca, random_direction, diff_in_means, random_init"}
+    assert verdict({**mixed, "better": "probe"}) == "linear probe better; sparse probe level"
+    unknown = {**row, "beats": everyone, "random_init_auroc": math.nan, "pca_auroc": None}
+    assert verdict(unknown) == "no best principal direction and best untrained latent"
 
 
 def test_a_rival_of_the_other_sign_is_turned_round() -> None:

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from interp.comparison.evolution import LINEAGE_SCHEMA
-from interp.concepts.catalogue import CONCEPT_SCHEMA
+from interp.concepts.catalogue import CONCEPT_SCHEMA, STATE_COLUMNS
 from interp.concepts.naming import NOTHING
+from interp.concepts.rivals import CONTROLS
 from interp.records import Window
 from interp.report.document import Clip, Report
 from interp.steering.effects import EFFECT_SCHEMA
@@ -117,6 +118,23 @@ def concept_row(latent: int, label: str, auroc: float, *, named: bool) -> dict:
         "random_init_auroc": 0.6125,
         "diff_in_means_auroc": 0.8025,
         "probe_auroc": 0.8225,
+        "sparse_probe_auroc": 0.8175,
+        "random_direction_auroc": 0.5125,
+        "strongest_rival": "probe" if named else None,
+        "lead": auroc - 0.8225 if named else None,
+        "lead_lo": auroc - 0.8325 if named else None,
+        "lead_hi": auroc - 0.8125 if named else None,
+        "beats": ", ".join(CONTROLS if auroc > 0.9 else ("random_direction", "random_init")),
+        "better": "" if auroc > 0.9 else "neuron, pca, diff_in_means, probe, sparse_probe",
+        "rule_latents": [latent, 61],
+        "rule_f1": 0.5511,
+        "rule_precision": 0.9622,
+        "rule_recall": 0.3861,
+        **{
+            who + name: start + 0.01 * number
+            for who, start in (("", 0.4), ("neuron_", 0.3), ("random_init_", 0.2))
+            for number, name in enumerate(STATE_COLUMNS)
+        },
         "n_episodes": 40,
         "description": f"Fires where {label} holds.",
     }

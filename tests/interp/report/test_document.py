@@ -37,17 +37,39 @@ def test_the_numbers_of_a_concept_are_on_the_page(report) -> None:
 
 def test_the_verdict_names_the_controls_that_were_not_beaten(report) -> None:
     html = render(report)
-    assert "beats every control" in html  # .9137 - .0213 lies above all of .8225, .8125, .8025, ...
+    assert "beats every control" in html
     better = (
-        "best neuron and best principal direction and difference of means and linear probe better"
+        "best neuron and best principal direction and difference of means and linear probe and "
+        "sparse probe better"
     )
-    assert better in html  # .6543 + .0187 lies below all of them
+    assert better in html
 
 
-def test_a_control_inside_the_interval_is_level_and_one_above_it_is_better(report) -> None:
-    level = changed(report.concepts, neuron_auroc=0.9137, pca_auroc=0.1, random_init_auroc=0.99)
-    html = render(replace(report, concepts=level.slice(0, 1)))
-    assert "best untrained latent better; best neuron level" in html
+def test_controls_are_told_by_the_paired_rule_and_not_by_where_their_point_lies(report) -> None:
+    """A lead on the same episodes may be sure although the control lies inside the concept's own interval."""
+    row = report.concepts.slice(0, 1)
+    level = changed(row, neuron_auroc=0.9137, beats="pca, random_init", better="probe")
+    others = "best random direction and difference of means and sparse probe level"
+    text = text_of(replace(report, concepts=level))
+    assert f"linear probe better; best neuron and {others}" in text
+    surely = changed(row, neuron_auroc=0.9137)
+    assert "beats every control" in text_of(replace(report, concepts=surely))
+
+
+def test_the_lead_over_the_strongest_control_is_shown_with_its_interval(report) -> None:
+    text = text_of(replace(report, concepts=report.concepts.slice(0, 1)))
+    assert "+0.091 +0.081 to +0.101" in text
+
+
+def test_the_state_that_latents_tell_together_stands_beside_units_and_the_untrained(report) -> None:
+    text = text_of(report)
+    for who, numbers in (
+        ("latents", "0.400 0.410–0.420 0.430 0.440–0.450 0.460"),
+        ("units", "0.300 0.310–0.320 0.330 0.340–0.350 0.360"),
+        ("latents of the untrained policy", "0.200 0.210–0.220 0.230 0.240–0.250 0.260"),
+    ):
+        assert f"forage-s0 {who} {numbers}" in text
+    assert "forage-s0 3, 61 0.551 0.962" in text
 
 
 def test_a_control_that_was_not_measured_is_not_beaten(report) -> None:

@@ -69,6 +69,24 @@ def test_interval_over_policies_covers(num_policies, sd_policy) -> None:
     assert 0.90 < ((interval.lo <= 0) & (interval.hi >= 0)).mean() < 0.98
 
 
+@pytest.mark.parametrize("sd_policy", [0.0, 0.3, 2.0])
+def test_interval_over_policies_and_their_episodes_covers_and_is_long_where_policies_are_alike(
+    sd_policy,
+) -> None:
+    values = policies(MIN_POLICIES, 12, sd_policy)
+    once = bootstrap_policies(values, seed=1, num_resamples=2000)
+    twice = bootstrap_policies(values, seed=1, num_resamples=2000, drawn="policies and episodes")
+    covered = ((twice.lo <= 0) & (twice.hi >= 0)).mean()
+    length = float((twice.hi - twice.lo).mean() / (once.hi - once.lo).mean())
+    np.testing.assert_array_equal(twice.mean, once.mean)
+    if sd_policy == 2.0:
+        assert 0.90 < covered < 0.98
+        assert 1.0 < length < 1.05
+    else:
+        assert covered > 0.95
+        assert 1.2 < length < 1.7  # about sqrt 2: the noise of the episodes, counted twice
+
+
 def test_taking_episodes_for_policies_would_not_cover() -> None:
     pooled = np.concatenate(policies(MIN_POLICIES, 12, 2.0))
     interval = bootstrap_mean(pooled, seed=1, num_resamples=500)
