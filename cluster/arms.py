@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from cluster import dictionaries, recordings
+from cluster import dictionaries
 from cluster.placement import Device
 from cluster.results import CODE_VERSION
 from cluster.scoring import read_tracks
@@ -183,7 +183,7 @@ class Survey:
         return f"surroundings on {self.recording_id}"
 
     def run(self, studio: Studio) -> Surroundings:
-        manifest = recordings.open_manifest(studio.store, self.recording_id)
+        manifest = studio.manifest(self.recording_id)
         recorded = manifest.plan.config["labels"]
         labels = tuple(
             dict.fromkeys(one.label for one in self.concepts if made_of(one.label, recorded))

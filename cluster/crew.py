@@ -3,6 +3,7 @@
 All that a running pool asks of Ray is here, so that the scheduler can be measured with actors that are not there.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -23,12 +24,14 @@ from ray.exceptions import (
 )
 
 from cluster import tally
+from cluster.concerns import at_work
 from cluster.tally import NOTHING, Tally
 
 GONE = (RayActorError, WorkerCrashedError, RaySystemError, ObjectLostError, OutOfMemoryError)
 """The process is gone, and its tasks with it: not an exception of theirs."""
 
 Handle = Hashable
+logger = logging.getLogger(__name__)
 
 
 class ActorLost(Exception):
@@ -173,8 +176,11 @@ class _Host:
             if self._work is None:
                 self._work = pickle.loads(self._make)()
         assert self._work is not None
-        value = self._work(task)
-        run_s = time.monotonic() - start
+        with at_work(task):
+            logger.info("task begun")
+            value = self._work(task)
+            run_s = time.monotonic() - start
+            logger.info("task ended", extra={"run_s": round(run_s, 3)})
         return Answer(value=value, run_s=run_s, node=self._node, tally=tally.take())
 
     @ray.method(concurrency_group="pings")

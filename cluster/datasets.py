@@ -1,13 +1,15 @@
 """A finished recording as a Ray Dataset, and the proof that all of its rows came through.
 
-    dataset = read(store, "r-...", ["site.lstm.h", "label.landmark"], part="train")
-    for batch in delivered(store, "r-...", ["site.lstm.h"], part="train"): ...
+    dataset = read(store, "r-...", ["site.lstm.h", "label.landmark"], "train")
+    for batch in delivered(store, "r-...", ["site.lstm.h"], "train"): ...
+    mean, scale = normalisation(store, "r-...", "lstm.h")
 
 Ray Data 2.60 loses rows, without an error, when a file is listed twice (its `count()` even says otherwise), so paths
 come from the manifest only, are refused if repeated, and delivered rows are counted.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +19,9 @@ from fsspec import AbstractFileSystem
 from cluster.backends import Corrupt
 from cluster.fanout import in_threads
 from cluster.recordings import Manifest, Receipt, check_present, open_manifest, read_columns
-from cluster.staging import Part, Split
+from cluster.staging import Part, Split, stage
 from cluster.store import Store
+from interp.dictionaries.training import Normalisation
 
 SEED = "env_seed"
 """The column that says to which episode a row belongs."""
@@ -28,11 +31,14 @@ def read(
     store: Store,
     recording_id: str,
     columns: Sequence[str] | None = None,
+    split: Split | Part = Split(),  # noqa: B008 - frozen
     *,
     part: Part = "all",
-    split: Split = Split(),  # noqa: B008 - frozen
 ) -> ray.data.Dataset:
     """Rows of a committed recording, or of its training or held-out episodes, in no particular order; lazy.
+
+    `split` is "train" or "held_out" where episodes are divided as by default, else the division itself, of which
+    `part` is wanted.
 
     Iterate it through `check_delivered`, or let `delivered` do both. Objects are checked to be there with their sizes;
     `cluster.recordings.verify` reads every byte. Shards without an episode of the part are not read. Ray Data needs a
@@ -43,6 +49,7 @@ def read(
         ValueError: a part without an episode.
         Corrupt: an object is missing or has another size.
     """
+    split, part = _wanted(split, part)
     manifest = open_manifest(store, recording_id)
     check_present(store, manifest)
     if part != "all":
@@ -68,19 +75,43 @@ def delivered(
     store: Store,
     recording_id: str,
     columns: Sequence[str] | None = None,
+    split: Split | Part = Split(),  # noqa: B008 - frozen
     *,
     part: Part = "all",
-    split: Split = Split(),  # noqa: B008 - frozen
     batch_rows: int | None = None,
 ) -> Iterator[pa.Table]:
     """The rows of `read` as tables of `batch_rows` rows (by default as Ray has them), counted.
 
     Raises Corrupt at the end unless as many came as the part has.
     """
+    split, part = _wanted(split, part)
     manifest = open_manifest(store, recording_id)
-    dataset = read(store, recording_id, columns, part=part, split=split)
+    dataset = read(store, recording_id, columns, split, part=part)
     batches = dataset.iter_batches(batch_size=batch_rows, batch_format="pyarrow")
     return check_delivered(manifest, batches, rows=expected_rows(store, manifest, part, split))
+
+
+def normalisation(
+    store: Store,
+    recording_id: str,
+    site: str,
+    split: Split = Split(),  # noqa: B008 - frozen
+) -> Normalisation:
+    """Mean and scale of a site's activations in training episodes, as dictionaries are trained with.
+
+    Stages the site on this machine if that has not been done; raises as `cluster.staging.stage` does.
+    """
+    return stage(store, recording_id, site, split).normalisation()
+
+
+def _wanted(split: Split | Part, part: Part) -> tuple[Split, Part]:
+    if isinstance(split, Split):
+        return split, part
+    if split not in get_args(Part):
+        raise ValueError(f"split {split!r}: wanted {', '.join(get_args(Part))}, or a Split")
+    if part not in ("all", split):
+        raise ValueError(f"split {split!r} and part {part!r} are not the same; give one of them")
+    return Split(), split
 
 
 def read_paths(

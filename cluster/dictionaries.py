@@ -18,7 +18,7 @@ from cluster.notes import Note, silent
 from cluster.staging import Split, read_rows, stage
 from cluster.store import Store
 from cluster.studio import Studio
-from cluster.sweep import TrialProgress, load_dictionary, sweep
+from cluster.sweep import MAX_LOSSES, TrialProgress, load_dictionary, sweep
 from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
 from interp.dictionaries.metrics import measure
 from interp.dictionaries.selection import choose, pareto_front
@@ -208,6 +208,7 @@ def run_sweep(
     seed: int,
     target_l0: tuple[float, float] | None,
     max_concurrent: int,
+    max_losses: int = MAX_LOSSES,
     on_progress: Callable[[TrialProgress], None] | None = None,
 ) -> SweepResult:
     """Trains all configs on one recording with Ray Tune, keeps the chosen dictionary and the figures of all trials.
@@ -227,6 +228,7 @@ def run_sweep(
         known=staged.normalisation(),
         restage=partial(stage, store, recording_id, site, split),
         max_concurrent=max_concurrent,
+        max_losses=max_losses,
         on_progress=on_progress,
     )
     trials = tuple(

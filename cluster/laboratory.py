@@ -23,7 +23,7 @@ from cluster.logs import Journal
 from cluster.metrics import Metrics, SweepMetrics, TrainingMetrics
 from cluster.notes import Note, silent
 from cluster.placement import check_gpus
-from cluster.pool import Pool, Several, Unwatched, Watcher
+from cluster.pool import ATTEMPTS, Pool, Several, Unwatched, Watcher
 from cluster.pulse import Pulse
 from cluster.quarantine import Quarantine
 from cluster.recorder import RecordShard
@@ -63,6 +63,7 @@ class Laboratory:
         factories: Sequence[str] = (),
         say: Callable[[str], None] = lambda _: None,
         gpus_per_actor: float = 0.0,
+        attempts: int = ATTEMPTS,
         study: str | None = None,
     ) -> None:
         """`factories` are the functions that may build networks, in this process and in its actors.
@@ -70,16 +71,22 @@ class Laboratory:
         `say` is told of the Ray that is started or joined, in one line.
 
         `worlds_per_actor` are played at once while recording, by default as many as are fast. With `gpus_per_actor`,
-        perhaps a part of one, actors compute policies there, and only what was planned for device "cuda". `study` is
-        what the work is for, as heartbeats and logs tell it.
+        perhaps a part of one, actors compute policies there, and only what was planned for device "cuda". `attempts` is
+        how often a task is tried whose actor was lost; a training is begun once more, and the trial of a sweep twice
+        as often. `study` is what the work is for, as heartbeats and logs tell it.
         """
         allow(*factories)
-        for name, value in (("actors", num_actors), ("worlds_per_actor", worlds_per_actor)):
+        for name, value in (
+            ("actors", num_actors),
+            ("worlds_per_actor", worlds_per_actor),
+            ("attempts", attempts),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: at least 1")
         check_gpus("gpus_per_actor", gpus_per_actor)
         self.store = store
         self.gpus_per_actor = gpus_per_actor
+        self.attempts = attempts
         self.num_actors = num_actors or runtime.worker_count()
         self.worlds_per_actor = worlds_per_actor
         self.factories = tuple(factories)
@@ -179,6 +186,7 @@ class Laboratory:
                 size=self.num_actors,
                 num_gpus=self.gpus_per_actor,
                 tasks_at_once=2,
+                attempts=self.attempts,
                 beside_ray_data=True,
             ).__enter__()
         values: dict[str, Value] = {}
@@ -186,7 +194,7 @@ class Laboratory:
         metrics.begin(len(tasks))
         watcher = Several(
             metrics,
-            Journal(self._stage),
+            Journal(self._stage, tasks),
             Quarantine(self.store, self._stage),
             self._watcher,
         )
@@ -217,7 +225,9 @@ class Laboratory:
         if None in found:
             self.start_ray()
             self._of_trials = TrainingMetrics(self._stage, on_progress)
-            return training.train_all(self.store, configs, on_progress=self._of_trials)
+            return training.train_all(
+                self.store, configs, max_losses=self.attempts, on_progress=self._of_trials
+            )
         return [run for run in found if run is not None]
 
     def evaluate(self, tasks: Sequence[Evaluate], note: Note = silent) -> dict[str, ReturnEstimate]:
@@ -327,6 +337,7 @@ class Laboratory:
             seed=seed,
             target_l0=target_l0,
             max_concurrent=self.num_actors,
+            max_losses=2 * self.attempts - 1,
             on_progress=self._of_trials,
         )
 

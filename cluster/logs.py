@@ -1,20 +1,22 @@
 """Logs for machines: one JSON object a line, from the driver and from its actors, if SPARSIGHT_LOG is json.
 
 The fields of a record's `extra` become fields of the object: task, shard, recording, policy, actor, node, attempt,
-cause.
+cause. What an actor logs while it works on a task has the ids of that task.
 """
 
 import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from ray import LoggingConfig
 
+from cluster.concerns import ids_of
 from cluster.crew import said
-from cluster.pool import Result
+from cluster.pool import Result, Task
 from cluster.recordings import Receipt
 
 logger = logging.getLogger(__name__)
@@ -74,45 +76,44 @@ class JsonLines(logging.Formatter):
 class Journal:
     """A watcher of runs that logs every event with the ids that it concerns, at level INFO, losses at WARNING."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, tasks: Sequence[Task] = ()) -> None:
+        """`tasks` are those that the run will tell of."""
         self._stage = stage
+        self._tasks = {task.key: task for task in tasks}
 
     def submitted(self, key: str, actor: str) -> None:
-        self._log("task submitted", task=key, actor=actor)
+        self._log_of(key, "task submitted", actor=actor)
 
     def done(self, result: Result[Any]) -> None:
         receipt = result.value
-        about: dict[str, Any] = {}
-        if isinstance(receipt, Receipt):
-            policy = getattr(getattr(result.task, "plan", None), "inputs", {}).get("policy")
-            about = {
-                "shard": receipt.shard,
-                "recording": receipt.key.split("/")[1],
-                "policy": policy,
-                "rows": receipt.rows,
-                "bytes": receipt.bytes,
-            }
-        self._log(
+        size = (
+            {"rows": receipt.rows, "bytes": receipt.bytes} if isinstance(receipt, Receipt) else {}
+        )
+        self._log_of(
+            result.task.key,
             "task done",
-            task=result.task.key,
             actor=result.actor,
             node=result.node,
             attempt=result.attempts,
             run_s=round(result.run_s, 3),
-            **about,
+            **size,
         )
 
     def retried(self, key: str, attempt: int, cause: BaseException) -> None:
-        self._log("task retried", task=key, attempt=attempt, cause=said(cause))
+        self._log_of(key, "task retried", attempt=attempt, cause=said(cause))
 
     def quarantined(self, key: str, cause: BaseException) -> None:
-        self._log("task quarantined", logging.WARNING, task=key, cause=said(cause))
+        self._log_of(key, "task quarantined", logging.WARNING, cause=said(cause))
 
     def actor_lost(self, actor: str, cause: BaseException) -> None:
         self._log("actor lost", logging.WARNING, actor=actor, cause=said(cause))
 
     def actor_back(self, actor: str) -> None:
         self._log("actor there", actor=actor)
+
+    def _log_of(self, key: str, what: str, level: int = logging.INFO, **fields: object) -> None:
+        ids = ids_of(self._tasks[key]) if key in self._tasks else {}
+        self._log(what, level, task=key, **ids, **fields)
 
     def _log(self, what: str, level: int = logging.INFO, **fields: object) -> None:
         logger.log(level, what, extra={"stage": self._stage, **fields})

@@ -21,6 +21,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from ray.exceptions import RayTaskError
 
 from cluster import stopping
+from cluster.concerns import ids_of
 from cluster.crew import ActorLost, Crew, Handle, RayCrew, said
 from cluster.placement import check_placement
 from cluster.runtime import check_cpus
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """How often a run that waits looks up: at signals, and at actors that were lost."""
+ATTEMPTS = 3
+"""How often a task is tried, unless more is asked for."""
 ALONE_S = 30.0
 """After so long without any actor, and then again and again, a run says what it waits for."""
 
@@ -170,7 +173,7 @@ class Pool:
         num_gpus: float = 0.0,
         in_flight: int = 2,
         tasks_at_once: int = 1,
-        attempts: int = 3,
+        attempts: int = ATTEMPTS,
         retry: tuple[type[Exception], ...] = (),
         beside_ray_data: bool = False,
     ) -> None:
@@ -265,7 +268,7 @@ def schedule(
     tasks: Iterable[TaskT],
     *,
     in_flight: int = 2,
-    attempts: int = 3,
+    attempts: int = ATTEMPTS,
     retry: tuple[type[Exception], ...] = (MemoryError,),
     watcher: Watcher | None = None,
 ) -> Iterator[Result[TaskT]]:
@@ -466,7 +469,12 @@ class _Run(Generic[TaskT]):
             key,
             attempt.number,
             self.attempts,
-            extra={"task": key, "attempt": attempt.number, "cause": said(cause)},
+            extra={
+                "task": key,
+                "attempt": attempt.number,
+                "cause": said(cause),
+                **ids_of(attempt.task),
+            },
         )
         if attempt.number < self.attempts:
             self.watcher.retried(key, attempt.number, cause)

@@ -325,7 +325,7 @@ class RecordShard:
         studio.check_device(config.get("device", "cpu"))
         policy_id = self.plan.inputs["policy"]
         site_widths: Mapping[str, int] = config["site_widths"]
-        replayed = self._replayed_actions(studio.store)
+        replayed = self._replayed_actions(studio)
         trials = [
             Trial(env_seed=seed, action_TA=replayed.get(seed)) for seed in self.shard.env_seeds
         ]
@@ -351,13 +351,11 @@ class RecordShard:
             table = reservoir.sample(table)
         return table.replace_schema_metadata({"recording_id": self.plan.recording_id})
 
-    def _replayed_actions(self, store: Store) -> dict[int, Int32[np.ndarray, "T A"]]:
+    def _replayed_actions(self, studio: Studio) -> dict[int, Int32[np.ndarray, "T A"]]:
         source = self.plan.inputs.get("replay_of")
         if source is None:
             return {}
-        return recorded_actions(
-            store, recordings.open_manifest(store, source), set(self.shard.env_seeds)
-        )
+        return recorded_actions(studio.store, studio.manifest(source), set(self.shard.env_seeds))
 
 
 def recorded_actions(

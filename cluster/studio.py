@@ -1,7 +1,7 @@
 """What a worker keeps between tasks, and the tasks' one shape: a small record with a `run`.
 
 A task is a value: its key says what it is, so that it can be repeated, and its result depends on nothing but itself and
-the store. The studio only saves a worker from opening the same policy and converting the same world again.
+the store. The studio only saves a worker from opening the same policy and manifest and converting the same world again.
 
 Tasks may come from several threads, but they have the studio one at a time. One that has computed all that it needs
 policies and worlds for returns the rest of its work as `Afterwards`: compressing and storing then go on beside the next
@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from threading import Lock
 from typing import Generic, Protocol, TypeVar
 
-from cluster import policies
+from cluster import policies, recordings
 from cluster.placement import take_device
 from cluster.process import settle
 from cluster.store import Store
@@ -52,6 +52,8 @@ class Studio:
         self._bundles = bundles or partial(policies.read_bundle, store)
         self.policy = lru_cache(maxsize=16)(self._policy)
         self.world = lru_cache(maxsize=4)(self._world)
+        # a manifest never changes; one of 100,000 shards takes two seconds to open
+        self.manifest = lru_cache(maxsize=2)(partial(recordings.open_manifest, store))
 
     def _policy(self, policy_id: str) -> PolicyNetwork:
         network = self._bundles(policy_id).open()

@@ -50,7 +50,7 @@ from interp.dictionaries.training import (
 _STATE_FILE = "trainer.pt"
 # After a crash Tune goes by an index that may be a few checkpoints old; with few kept it would point at deleted ones.
 _NUM_CHECKPOINTS = 5
-_MAX_FAILURES = 5
+MAX_LOSSES = 5
 """Losses that a trial survives, each of which costs it the time since its last report. Tune counts those of its process
 and its node like its own errors: with one, the second preempted node failed a sweep that would have ended well."""
 
@@ -236,6 +236,7 @@ def sweep(
     known: Normalisation | None = None,
     restage: Callable[[], object] | None = None,
     max_concurrent: int | None = None,
+    max_losses: int = MAX_LOSSES,
     seeds: Sequence[int] | None = None,
     halving: Halving | None = None,
     gpus_per_trial: float = 0.0,
@@ -253,6 +254,7 @@ def sweep(
         known: The normalisation of the train rows, if that was computed before.
         restage: Called on a node without the files; must put them at the same paths there.
         max_concurrent: Trials at once; by default as many as there are CPUs.
+        max_losses: Of its process or node, that a trial survives.
         seeds: Of the trials, by default `seed` for all.
         halving: Ends trials that do badly.
         gpus_per_trial: Perhaps a part of a GPU, which Ray then gives to several trials, each of which keeps within its
@@ -326,7 +328,7 @@ def sweep(
                     checkpoint_config=tune.CheckpointConfig(
                         num_to_keep=_NUM_CHECKPOINTS, checkpoint_frequency=1, checkpoint_at_end=True
                     ),
-                    failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
+                    failure_config=tune.FailureConfig(max_failures=max_losses),
                 ),
             )
         grid = tuner.fit()

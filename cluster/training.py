@@ -151,11 +151,12 @@ def train_all(
     store: Store,
     configs: Sequence[PpoConfig],
     *,
+    max_losses: int = 3,
     on_progress: Callable[[TrainingProgress], None] = lambda _: None,
 ) -> list[TrainedRun]:
     """Trains every config that the store does not have yet, side by side; runs in the order of `configs`.
 
-    Needs a running Ray if anything is left to train.
+    Needs a running Ray if anything is left to train. Each survives `max_losses` of its process.
     """
     factories = [MettagridFactory.load(config.world) for config in configs]
     todo = [
@@ -165,7 +166,7 @@ def train_all(
     ]
     if todo:
         # A streaming task that loses its worker starts again, from the state that it saved last.
-        task = ray.remote(num_cpus=1, max_retries=3, num_returns="streaming")(train)
+        task = ray.remote(num_cpus=1, max_retries=max_losses, num_returns="streaming")(train)
         waiting: list[Any] = [task.remote(store, config) for config in todo]
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=None)

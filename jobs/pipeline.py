@@ -113,6 +113,7 @@ def run(config: PipelineConfig, reporter: Reporter) -> Study:
             worlds_per_actor=config.worlds_per_actor,
             factories=factories,
             say=reporter.say,
+            attempts=config.attempts,
             study=config.study,
         ) as laboratory,
     ):
@@ -176,7 +177,10 @@ class _Pipeline:
         self.reporter = reporter
         self.factories: dict[str, WorldFactory] = {}
         """World of every run, by its name; known once the runs are."""
-        self.wall_s = read_times(self.store, config.study)
+        self.earlier_s = read_times(self.store, config.study)
+        """Of stages that this run need not repeat."""
+        self.wall_s: dict[str, float] = {}
+        """In the order of the stages, however often the study was interrupted."""
         first = "train" if isinstance(config, DemoPipelineConfig) else "open"
         self.milestones = Milestones(study=config.study, stages=(first, *STAGES))
 
@@ -187,9 +191,10 @@ class _Pipeline:
         with self.reporter.stage(name) as stage:
             self.laboratory.watch(name, stage)
             yield stage
-        if self.laboratory.worked or name not in self.wall_s:
-            self.wall_s[name] = self.reporter.wall_s[name]
-            save_times(self.store, self.config.study, self.wall_s)
+        if self.laboratory.worked or name not in self.earlier_s:
+            self.earlier_s[name] = self.reporter.wall_s[name]
+            save_times(self.store, self.config.study, self.earlier_s)
+        self.wall_s[name] = self.earlier_s[name]
 
     def _passed(self, stage: str, keys: Iterable[str]) -> None:
         """Tells `sparsight status` that a stage has left these objects."""

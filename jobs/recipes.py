@@ -99,6 +99,9 @@ class PipelineConfig:
     """Actor processes; by default one per core. Never changes a number."""
     worlds_per_actor: int | None = None
     """Worlds that an actor plays at once while recording; by default as many as are fast. Never changes a number."""
+    attempts: int = 3
+    """How often a task is tried whose process was lost, before it is set aside and named; more where machines are often
+    taken away. Never changes a number."""
     wandb: Mode = "auto"
     """Mirror of the study on W&B: online (refuses to start without a server), offline (sparsight sync delivers later),
     disabled, or auto: as WANDB_MODE says, or else online if there is a key and the server answers, offline if it does

@@ -35,6 +35,7 @@ STAGES = (
     "sweep",
     "decompose",
     "score",
+    "discover",
     "steer",
     "evolve",
     "show",
@@ -451,8 +452,8 @@ def report_letter(store: Store, study: Study) -> Letter:
         uses=tuple(
             f"{table_id}:latest"
             for kind in (
-                *("concepts", "effects", "verdicts", "lineages", "windows", "clips"),
-                "splices",
+                *("concepts", "groups", "findings", "effects", "verdicts", "lineages", "windows"),
+                *("clips", "splices"),
             )
             for table_id in getattr(study, kind)
         ),

@@ -1,8 +1,6 @@
 """The undisturbed recording, jobs to disturb, and a table of all comparisons at the end."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +12,16 @@ from cluster import recordings
 from cluster.recorder import RecordShard, plan_recording
 from cluster.store import Store
 from cluster.studio import Studio
-from tests.chaos.disturbed import CONFIG, FACTORY, TABLE, Job, Recorded, add_policy, objects
+from tests.chaos.disturbed import (
+    CONFIG,
+    FACTORY,
+    TABLE,
+    Job,
+    Recorded,
+    add_policy,
+    end_all,
+    objects,
+)
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +82,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def start_script(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Runs a script of this folder, with a Ray of its own, in a process group that is ended afterwards."""
-    groups: list[int] = []
+    """Runs a script of this folder, with a Ray of its own, of which no process is left afterwards."""
 
     def start(name: str, *arguments: str) -> str:
         root = Path(__file__).parents[2]
@@ -93,14 +99,10 @@ def start_script(tmp_path: Path) -> Iterator[Callable[..., str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
         )
-        groups.append(process.pid)
         said, complaints = process.communicate(timeout=180)
         assert process.returncode == 0, complaints[-3000:]
         return said
 
     yield start
-    for group in groups:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+    end_all(tmp_path)

@@ -35,7 +35,7 @@ from tests.fakes.planted_policy import (
     world_file,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.mettagrid]
+pytestmark = [pytest.mark.ray, pytest.mark.mettagrid, pytest.mark.chaos]
 
 CONCEPT = f"{LABELS[GENERATOR]}:{GENERATOR}"
 CONFIG = SteeringConfig(
@@ -136,6 +136,7 @@ class Mortal(Studio):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.everyday
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session", "small_tasks")
 def test_killed_workers(undisturbed: dict[str, bytes], begun: Begun, tmp_path: Path) -> None:
@@ -148,7 +149,6 @@ def test_killed_workers(undisturbed: dict[str, bytes], begun: Begun, tmp_path: P
     assert counter.quarantined_keys == []
 
 
-@pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session", "small_tasks")
 @pytest.mark.parametrize(("actors", "num_worlds"), [(1, 1), (1, 64), (2, 3)])
 def test_actors_and_batches(
@@ -201,7 +201,6 @@ def kill_as_soon_as(there_is: Callable[[], object], job: subprocess.Popen) -> No
         job.communicate(timeout=30)
 
 
-@pytest.mark.chaos
 @pytest.mark.timeout(500)
 def test_a_driver_that_is_killed_twice_goes_on(
     undisturbed: dict[str, bytes], begun: Begun, tmp_path: Path

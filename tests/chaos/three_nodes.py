@@ -46,17 +46,19 @@ ARGUMENTS = (
     *("--steer.num-random-latents", "4"),
     *("--steer.add-doses", "0", "2", "--steer.clamp-doses", "0", "--steer.ablate-doses", "0", "1"),
     *("--evolve.episodes-per-player", "10"),
+    *("--attempts", "10"),
 )
 """Every stage, as small as its statistics allow; lenient limits, so that a policy of no training has concepts."""
 
-BETWEEN_KILLS = (0.05, 0.12)
-"""Of the undisturbed study's time, and at least `LEAST_S`: as often on a machine that is busy with other things too."""
-LEAST_S = 3.0
+BETWEEN_KILLS_S = (3.0, 6.0)
+"""Then a worker is killed that is drawn from all, whether it works, waits or is idle. Now and then a task would use
+up 3 attempts, and be set aside as it should; so the studies have more."""
 S3_FAULT_SHARE = 0.03
-S3_FAULTS = ("503", "500", "drop", "lose the reply")
+S3_FAULTS = ("503", "500", "drop", "lose the reply", "cut")
 STALLS = 2
 """Requests that the server never answers; each costs a client its read timeout."""
 LIMIT_S = 1200.0
+IDLE = "idle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,9 @@ class Nodes:
 
     def lose_one(self) -> None:
         """The busier of the two."""
-        busiest = max(self.others, key=lambda node: len(self._workers_of([node])))
+        busiest = max(
+            self.others, key=lambda node: sum(what != IDLE for what, _ in self._workers_of([node]))
+        )
         self.others.remove(busiest)
         self.cluster.remove_node(busiest, allow_graceful=False)
 
@@ -115,7 +119,7 @@ class Nodes:
         self.others.append(self.cluster.add_node(num_cpus=2, num_gpus=1))
 
     def workers(self) -> list[tuple[str, int]]:
-        """What workers of these nodes do, and their processes; those that do nothing are left out."""
+        """What workers of these nodes do, and their processes."""
         return self._workers_of([self.cluster.head_node, *self.others])
 
     def _workers_of(self, nodes: list[Any]) -> list[tuple[str, int]]:
@@ -132,9 +136,9 @@ class Nodes:
                     parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-                idle = title.startswith("ray::IDLE") or title.endswith("Agent")
-                if parent in raylets and title.startswith("ray::") and not idle:
-                    found.append((title, int(folder.name)))
+                if parent in raylets and title.startswith("ray::") and not title.endswith("Agent"):
+                    what = title.removeprefix("ray::").split("(")[0]
+                    found.append((IDLE if what.startswith("IDLE") else what, int(folder.name)))
         return sorted(found)
 
 
@@ -162,21 +166,26 @@ class Driver:
 
 
 class S3Weather:
-    """What a proxy does to requests: now and then a fault, never two for long."""
+    """What a proxy does to requests: now and then a fault, of every kind before one comes again."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
-        self._stalls = STALLS
+        self._due: list[str] = []
         self.count: Counter[str] = Counter()
 
     def __call__(self, request: str) -> str | None:
         if self._random.random() >= S3_FAULT_SHARE:
             return None
-        kinds = [*S3_FAULTS, *(["stall"] if self._stalls else [])]
-        if request.startswith("GET"):
-            kinds.append("cut")
-        fault = self._random.choice(kinds)
-        self._stalls -= fault == "stall"
+        if not self._due:
+            kinds = [*S3_FAULTS, *(["stall"] if self.count["S3 stall"] < STALLS else [])]
+            self._due = self._random.sample(kinds, len(kinds))
+        # only an answer with a body can be cut
+        fault = next(
+            (kind for kind in self._due if kind != "cut" or request.startswith("GET")), None
+        )
+        if fault is None:
+            return None
+        self._due.remove(fault)
         self.count[f"S3 {fault}"] += 1
         return fault
 
@@ -209,14 +218,13 @@ def disturb(
     wandb: WandbServer,
     *,
     seed: int,
-    undisturbed_s: float,
 ) -> tuple[Counter[str], list[str]]:
     """Runs drivers until one ends well; the faults that it met, and what was said by those that failed."""
     draw, faults, own_ends = random.Random(seed), Counter[str](), []
     driver = start()
 
     def next_kill() -> float:
-        return time.monotonic() + max(LEAST_S, undisturbed_s * draw.uniform(*BETWEEN_KILLS))
+        return time.monotonic() + draw.uniform(*BETWEEN_KILLS_S)
 
     def kill_driver() -> None:
         nonlocal driver
@@ -250,12 +258,12 @@ def disturb(
         if time.monotonic() >= kill_at:
             kill_at = next_kill()
             if workers := nodes.workers():
-                title, pid = draw.choice(workers)
+                what, pid = draw.choice(workers)
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-                faults["worker SIGKILL " + title.removeprefix("ray::").split("(")[0]] += 1
+                faults[f"worker SIGKILL {what}"] += 1
         time.sleep(0.3)
     return faults, own_ends
 
@@ -303,43 +311,46 @@ def main(folder: Path, seed: int, *, calm: bool) -> Outcome:
         os.environ |= {"NETRC": str(folder / "no-netrc"), "WANDB_MODE": "offline"}
         nodes = Nodes()
         undisturbed = Store.open(folder / "undisturbed")
+        try:
 
-        def driver(store: Store) -> Driver:
-            return Driver(nodes, store, folder / f"driver-{next(numbers)}.log")
+            def driver(store: Store) -> Driver:
+                return Driver(nodes, store, folder / f"driver-{next(numbers)}.log")
 
-        began = time.monotonic()
-        first = driver(undisturbed)
-        assert first.process.wait(timeout=LIMIT_S) == 0, first.said
-        undisturbed_s = time.monotonic() - began
+            began = time.monotonic()
+            first = driver(undisturbed)
+            assert first.process.wait(timeout=LIMIT_S) == 0, first.said
+            undisturbed_s = time.monotonic() - began
 
-        os.environ["WANDB_MODE"] = "offline" if calm else "online"
-        weather = S3Weather(seed)
-        began = time.monotonic()
-        if calm:
-            second = driver(disturbed)
-            assert second.process.wait(timeout=LIMIT_S) == 0, second.said
-            faults, own_ends = Counter[str](), []
-        else:
-            proxy.fault = weather
-            progress = Progress(keys, folder / "cache")
-            faults, own_ends = disturb(
-                nodes,
-                lambda: driver(disturbed),
-                progress,
-                wandb,
-                seed=seed,
-                undisturbed_s=undisturbed_s,
-            )
-            proxy.fault = lambda _: None
-        disturbed_s = time.monotonic() - began
-        nodes.cluster.shutdown()
-        before, after = contents(undisturbed), contents(disturbed)
+            os.environ["WANDB_MODE"] = "offline" if calm else "online"
+            weather = S3Weather(seed)
+            began = time.monotonic()
+            if calm:
+                second = driver(disturbed)
+                assert second.process.wait(timeout=LIMIT_S) == 0, second.said
+                faults, own_ends = Counter[str](), []
+            else:
+                proxy.fault = weather
+                progress = Progress(keys, folder / "cache")
+                faults, own_ends = disturb(
+                    nodes,
+                    lambda: driver(disturbed),
+                    progress,
+                    wandb,
+                    seed=seed,
+                )
+                proxy.fault = lambda _: None
+            disturbed_s = time.monotonic() - began
+        finally:
+            nodes.cluster.shutdown()
+        differing = (
+            () if own_ends else tuple(differences(contents(undisturbed), contents(disturbed)))
+        )
         return Outcome(
             undisturbed_s=undisturbed_s,
             disturbed_s=disturbed_s,
             rows=rows(disturbed) if not own_ends else 0,
-            num_objects=len(before),
-            differing=tuple(differences(before, after)),
+            num_objects=len(contents(undisturbed)),
+            differing=differing,
             faults=dict(faults + weather.count),
             own_ends=tuple(own_ends),
         )

@@ -63,6 +63,19 @@ def test_part_is_all_rows_of_its_episodes_and_no_other(store, manifest, ray_sess
     np.testing.assert_array_equal(np.sort(rows), rows_of(chosen))
 
 
+def test_a_part_is_asked_for_by_name_where_the_division_is_that_of_everything(
+    store, manifest, ray_session
+):
+    tables = datasets.delivered(store, manifest.recording_id, ["row"], "train")
+    rows = np.concatenate([table.column("row").to_numpy() for table in tables if len(table)])
+    chosen = np.flatnonzero(~Split().held_out(np.arange(12)))
+    np.testing.assert_array_equal(np.sort(rows), rows_of(chosen))
+    with pytest.raises(ValueError, match=r"split 'test': wanted all, train, held_out, or a Split"):
+        datasets.read(store, manifest.recording_id, ["row"], "test")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"'train' and part 'held_out' are not the same"):
+        datasets.read(store, manifest.recording_id, ["row"], "train", part="held_out")
+
+
 def test_only_shards_with_an_episode_of_the_part_are_read(store, manifest, ray_session):
     unread = manifest.receipts[2]
     assert HELD_OUT[manifest.plan.shards[2].env_seeds[0]]

@@ -1,12 +1,15 @@
 """Recordings in the layouts of other tools: the same rows, whole or not at all."""
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from cluster.backends import Corrupt
 from cluster.export import Layout, export
@@ -124,6 +127,38 @@ def test_a_dataset_folder_divides_by_episode_and_tells_its_files(
     assert card.startswith("---\nconfigs:\n- config_name: default\n")
     assert "path: data/test-*.parquet" in card
     assert "`label.near`: an altar within two cells" in card
+
+
+def test_a_dataset_folder_loads_by_its_card_alone(
+    store: Store, manifest: Manifest, tmp_path: Path
+) -> None:
+    """As `datasets.load_dataset` goes about it, which is no dependency: the card's globs, then one schema for all."""
+    folder = exported(store, manifest, tmp_path / "out", "hf")
+    head = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+    (config,) = head["configs"]
+    assert config["config_name"] == "default"
+    files = {one["split"]: sorted(folder.glob(one["path"])) for one in config["data_files"]}
+    assert files.keys() == {"train", "test"}
+    listed = [file for found in files.values() for file in found]
+    assert sorted(listed) == sorted((folder / "data").iterdir())
+    schemas = {pq.read_schema(file).to_string() for file in listed}
+    assert len(schemas) == 1
+    schema = pq.read_schema(listed[0])
+    assert schema.metadata is None  # of pandas or ours: what a loader would interpret
+    assert {field.name: field.type for field in schema} == {
+        "env_seed": pa.int64(),
+        "t": pa.int32(),
+        "label.near": pa.bool_(),
+        "site.lstm.h": pa.list_(pa.float32(), 4),
+        "site.encoder": pa.list_(pa.float32(), 3),
+    }
+    seeds = {
+        name: set(ds.dataset(found).to_table(["env_seed"]).column(0).to_pylist())
+        for name, found in files.items()
+    }
+    assert seeds["train"].isdisjoint(seeds["test"])
+    about = json.loads((folder / "recording.json").read_text())
+    assert about["rows"] == sum(pq.read_metadata(file).num_rows for file in listed)
 
 
 @pytest.mark.parametrize("layout", get_args(Layout))

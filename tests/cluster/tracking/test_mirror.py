@@ -107,6 +107,13 @@ def check_whole(server: WandbServer) -> None:
     assert json.loads(table)["data"] == [["near", 0.9], ["far", None]]
 
 
+def test_every_table_has_its_place_in_the_order_of_delivery() -> None:
+    stages = [letters.STAGE_OF[kind] for kind in letters.STAGE_OF]
+    assert set(stages) <= set(letters.STAGES)
+    keys = [Letter(study="s", stage=stage, subject="t-0", name="t-0").key for stage in stages]
+    assert all(key.startswith("studies/s/mirror/") for key in keys)
+
+
 def test_a_study_is_mirrored_with_its_lineage_and_only_once(
     wandb_server: WandbServer, filled: Store
 ) -> None:
