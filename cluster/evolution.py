@@ -41,7 +41,8 @@ class EvolutionConfig:
     first_env_seed: int = 40_000
     """Episodes use this environment seed and the ones after it; none of them should have been recorded."""
     episodes_per_player: int = 16
-    """Episodes by each of three players: the untrained, a half-trained and the last checkpoint of the run."""
+    """Episodes by each of three players: the untrained, a half-trained and the last checkpoint of the run. Where these
+    are fewer than three, they share the episodes of all."""
     stride_steps: int = 4
     """One of so many steps is scored."""
     beside: tuple[FeatureKind, ...] = ()
@@ -64,12 +65,13 @@ class EvolutionConfig:
         """Who plays which episodes of the bank; no two players share a seed."""
         last = len(run.checkpoints) - 1
         players = [run.checkpoints[index] for index in sorted({0, (last + 1) // 2, last})]
+        each = 3 * self.episodes_per_player // len(players)
         return [
             (
                 player,
                 RecordingConfig(
-                    first_env_seed=self.first_env_seed + number * self.episodes_per_player,
-                    num_episodes=self.episodes_per_player,
+                    first_env_seed=self.first_env_seed + number * each,
+                    num_episodes=each,
                     sites=(),
                 ),
             )

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from cluster.laboratory import Laboratory
 from cluster.notes import Note, silent
 from cluster.pool import Pool, schedule
 from cluster.recorder import RecordingConfig, RecordShard, plan_recording
-from cluster.recordings import Receipt
+from cluster.recordings import Plan, Receipt, ShardPlan
 from cluster.store import Store
 from cluster.studio import Task
 from interp.identity import canonical_json, sha256
@@ -123,10 +123,71 @@ def record_all(
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committing:
+    """What it takes to commit a recording whose shards are all there, in a local folder."""
+
+    missing_s: float
+    receipts_s: float
+    commit_s: float
+    """Of which the receipts are part."""
+    open_s: float
+    sizes_s: float
+    plan_bytes: int
+    peak_mib: float
+
+
+def commit_alone(*, num_shards: int, episodes_per_shard: int) -> Committing:
+    """Wall seconds; receipts and objects of a byte are put there before, unsynced."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(folder)
+        shards = tuple(
+            ShardPlan(
+                shard=f"s{number:05d}",
+                env_seeds=tuple(
+                    range(number * episodes_per_shard, (number + 1) * episodes_per_shard)
+                ),
+            )
+            for number in range(num_shards)
+        )
+        plan = Plan(config={"num_episodes": num_shards}, inputs={"policy": "p-0"}, shards=shards)
+        for name in ("data", "receipts"):
+            store.local_path(f"recordings/{plan.recording_id}/{name}").mkdir(parents=True)
+        for shard in shards:
+            put_receipt(store, plan, shard.shard)
+        recordings.begin(store, plan)
+        missing_s = _seconds(lambda: recordings.missing_shards(store, plan))
+        receipts_s = _seconds(lambda: recordings.read_receipts(store, plan, shards))
+        commit_s = _seconds(lambda: recordings.commit(store, plan))
+        open_s = _seconds(lambda: recordings.open_manifest(store, plan.recording_id))
+        manifest = recordings.open_manifest(store, plan.recording_id)
+        return Committing(
+            missing_s=missing_s,
+            receipts_s=receipts_s,
+            commit_s=commit_s,
+            open_s=open_s,
+            sizes_s=_seconds(lambda: recordings.check_present(store, manifest)),
+            plan_bytes=store.size(plan.key) or 0,
+            peak_mib=peak_rss_mib(),
+        )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def put_shard(store: Store, task: object) -> Receipt:
     """A shard as its recorder would leave it, but for its rows, and for waiting until the disk has it."""
     assert isinstance(task, RecordShard)
-    shard, plan = task.shard.shard, task.plan
+    return put_receipt(store, task.plan, task.shard.shard)
+
+
+def put_receipt(
+    store: Store, plan: Plan, shard: str, *, rows: int = ROWS, schema: str = "0" * 16
+) -> Receipt:
+    """A shard of one byte that says to have so many rows, in folders that are there."""
     digest = sha256(shard.encode())
     receipt = Receipt(
         shard=shard,
@@ -134,8 +195,8 @@ def put_shard(store: Store, task: object) -> Receipt:
         key=f"recordings/{plan.recording_id}/data/{shard}-{digest[:16]}.parquet",
         sha256=digest,
         bytes=1,
-        rows=ROWS,
-        schema="0" * 16,
+        rows=rows,
+        schema=schema,
     )
     store.local_path(receipt.key).write_bytes(b"x")
     store.local_path(plan.receipt_key(shard)).write_bytes(canonical_json(receipt))

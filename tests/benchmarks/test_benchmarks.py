@@ -5,7 +5,7 @@ import time
 import pytest
 
 from benchmarks.control_plane.actors import SimulatedCrew
-from benchmarks.control_plane.driver import NamedTask, hand_out, record_all
+from benchmarks.control_plane.driver import NamedTask, commit_alone, hand_out, record_all
 from benchmarks.measuring import Side, alternate, fastest, print_ratios
 from jobs.progress import Reporter
 
@@ -48,3 +48,9 @@ def test_a_rehearsed_recording_is_committed_and_opened() -> None:
     whole = record_all(num_actors=3, num_shards=8, episodes_per_shard=2, shard_s=0.001)
     assert whole.scheduling.num_tasks == 8
     assert whole.manifest_bytes > whole.plan_bytes
+
+
+def test_a_recording_whose_shards_are_there_is_committed_alone() -> None:
+    found = commit_alone(num_shards=5, episodes_per_shard=2)
+    assert found.plan_bytes > 0
+    assert found.commit_s >= 0

@@ -39,11 +39,11 @@ ARGUMENTS = (
     *("--train.worlds", "forage", "--train.seeds", "0", "--train.num-checkpoints", "2"),
     *("--train.budget-agent-steps", str(2 * 4096), "--evaluate.num-episodes", "10"),
     *("--record.num-episodes", "40", "--record.episodes-per-shard", "8"),
-    *("--sweep.d-sae", "64", "--sweep.samples", "30000", "--sweep.k", "8", "16"),
+    *("--sweep.d-sae", "64", "--sweep.samples", "20000", "--sweep.k", "16"),
     *("--sweep.l1", "1", "--sweep.target-l0", "4", "40"),
     *("--score.num-permutations", "1500", "--score.min-auroc", "0.5", "--score.max-q-value", "0.2"),
     *("--steer.selection-episodes", "4", "--steer.num-episodes", "10"),
-    *("--steer.num-random-latents", "4"),
+    *("--steer.num-random-latents", "4", "--steer.num-random-directions", "5"),
     *("--steer.add-doses", "0", "2", "--steer.clamp-doses", "0", "--steer.ablate-doses", "0", "1"),
     *("--evolve.episodes-per-player", "10"),
     *("--attempts", "10"),
@@ -51,8 +51,11 @@ ARGUMENTS = (
 """Every stage, as small as its statistics allow; lenient limits, so that a policy of no training has concepts."""
 
 BETWEEN_KILLS_S = (3.0, 6.0)
-"""Then a worker is killed that is drawn from all, whether it works, waits or is idle. Now and then a task would use
-up 3 attempts, and be set aside as it should; so the studies have more."""
+"""On a machine that does nothing else; as much longer as the undisturbed study takes longer than `QUIET_S`. Then a
+worker is killed that is drawn from all, whether it works, waits or is idle. Now and then a task would use up 3
+attempts, and be set aside as it should; so the studies have more."""
+QUIET_S = 90.0
+"""What the undisturbed study takes on two cores that do nothing else."""
 S3_FAULT_SHARE = 0.03
 S3_FAULTS = ("503", "500", "drop", "lose the reply", "cut")
 STALLS = 2
@@ -218,13 +221,14 @@ def disturb(
     wandb: WandbServer,
     *,
     seed: int,
+    slowness: float,
 ) -> tuple[Counter[str], list[str]]:
     """Runs drivers until one ends well; the faults that it met, and what was said by those that failed."""
     draw, faults, own_ends = random.Random(seed), Counter[str](), []
     driver = start()
 
     def next_kill() -> float:
-        return time.monotonic() + draw.uniform(*BETWEEN_KILLS_S)
+        return time.monotonic() + slowness * draw.uniform(*BETWEEN_KILLS_S)
 
     def kill_driver() -> None:
         nonlocal driver
@@ -337,6 +341,7 @@ def main(folder: Path, seed: int, *, calm: bool) -> Outcome:
                     progress,
                     wandb,
                     seed=seed,
+                    slowness=max(1.0, undisturbed_s / QUIET_S),
                 )
                 proxy.fault = lambda _: None
             disturbed_s = time.monotonic() - began
