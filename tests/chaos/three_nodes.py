@@ -43,7 +43,7 @@ ARGUMENTS = (
     *("--sweep.l1", "1", "--sweep.target-l0", "4", "40"),
     *("--score.num-permutations", "1500", "--score.min-auroc", "0.5", "--score.max-q-value", "0.2"),
     *("--steer.selection-episodes", "4", "--steer.num-episodes", "10"),
-    *("--steer.num-random-latents", "4", "--steer.num-random-directions", "5"),
+    *("--steer.num-random-latents", "4"),
     *("--steer.add-doses", "0", "2", "--steer.clamp-doses", "0", "--steer.ablate-doses", "0", "1"),
     *("--evolve.episodes-per-player", "10"),
     *("--attempts", "10"),
@@ -146,14 +146,14 @@ class Nodes:
 
 
 class Driver:
-    """`sparsight pipeline` in a process of its own, which joins the nodes."""
+    """`sparsight pipeline` in a process of its own, which joins the nodes; trials go where a GPU is."""
 
     def __init__(self, nodes: Nodes, store: Store, log: Path) -> None:
         self._log = log
         environment = {**os.environ, "RAY_ADDRESS": nodes.cluster.address}
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jobs.main", *ARGUMENTS, "--store", store.url],
+                [sys.executable, "-m", "tests.chaos.on_gpus", *ARGUMENTS, "--store", store.url],
                 env=environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cluster import policies, recordings
+from cluster.backends import Corrupt
 from cluster.bank import (
     BankConfig,
     PlayShard,
@@ -137,6 +138,18 @@ def test_every_policy_is_shown_the_same(bank) -> None:
     for column in ("env_seed", "agent", "t", "action", "reward", "label.exploration", "player"):
         assert one.column(column).equals(other.column(column)), column
     assert not np.array_equal(activations(one, "lstm.h"), activations(other, "lstm.h"))
+
+
+def test_a_bank_whose_bytes_changed_is_shown_to_nobody(bank) -> None:
+    """Its id says what was asked for; its manifest, by the hash of every shard, what came of it."""
+    store, policy_id, manifest = bank
+    shown = manifest.receipts[0]
+    content = bytearray(store.get(shown.key))
+    content[len(content) // 2] ^= 1
+    store.backend.replace(shown.key, bytes(content))
+    plan = plan_replay(store, policy_id, manifest.recording_id, FACTORY, ("lstm.h",))
+    with pytest.raises(Corrupt, match=rf"{shown.key}: .*sha256"):
+        ReplayShard(plan, plan.shards[0], shown, FACTORY).run(Studio(store))
 
 
 def test_sequence_ends_are_one_row_an_agent(bank) -> None:

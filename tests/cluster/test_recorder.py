@@ -108,6 +108,24 @@ def test_a_replay_of_the_same_policy_gives_the_same_activations(recorded) -> Non
     assert tables[0].replace_schema_metadata(None).equals(tables[1].replace_schema_metadata(None))
 
 
+def test_shards_of_a_replay_open_the_manifest_once(recorded, monkeypatch) -> None:
+    store, plan = recorded
+    replay = plan_recording(
+        store, plan.inputs["policy"], FACTORY, CONFIG, replay_of=plan.recording_id
+    )
+    opened, real = [], recordings.open_manifest
+
+    def counted(store: Store, recording_id: str) -> recordings.Manifest:
+        opened.append(recording_id)
+        return real(store, recording_id)
+
+    monkeypatch.setattr(recordings, "open_manifest", counted)
+    studio = Studio(store)
+    for shard in replay.shards[:2]:
+        RecordShard(plan=replay, shard=shard, factory=FACTORY).rows(studio)
+    assert opened == [plan.recording_id]
+
+
 def test_a_replay_shows_another_policy_the_same_episodes(recorded) -> None:
     store, plan = recorded
     replay = plan_recording(
