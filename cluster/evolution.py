@@ -65,18 +65,20 @@ class EvolutionConfig:
         """Who plays which episodes of the bank; no two players share a seed."""
         last = len(run.checkpoints) - 1
         players = [run.checkpoints[index] for index in sorted({0, (last + 1) // 2, last})]
-        each = 3 * self.episodes_per_player // len(players)
+        seeds = [self.episodes_of(number, len(players)) for number in range(len(players))]
         return [
             (
                 player,
-                RecordingConfig(
-                    first_env_seed=self.first_env_seed + number * each,
-                    num_episodes=each,
-                    sites=(),
-                ),
+                RecordingConfig(first_env_seed=own.start, num_episodes=len(own), sites=()),
             )
-            for number, player in enumerate(players)
+            for player, own in zip(players, seeds, strict=True)
         ]
+
+    def episodes_of(self, player: int, num_players: int) -> range:
+        """Environment seeds of one of the players."""
+        each = 3 * self.episodes_per_player // num_players
+        first = self.first_env_seed + player * each
+        return range(first, first + each)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,14 +117,14 @@ class ScoreCheckpoint:
         steps = EveryStep() if ahead else Stride(stride)  # a horizon asks for every step
         rows = []
         for number, recording_id in enumerate(self.bank):
+            seeds = self.config.episodes_of(number, len(self.bank))
             plan = plan_recording(
                 studio.store,
                 self.checkpoint.policy_id,
                 self.factory,
                 RecordingConfig(
-                    first_env_seed=self.config.first_env_seed
-                    + number * self.config.episodes_per_player,
-                    num_episodes=self.config.episodes_per_player,
+                    first_env_seed=seeds.start,
+                    num_episodes=len(seeds),
                     sites=(dictionary.site,),
                     labels=labels,
                 ),
