@@ -16,6 +16,8 @@ import torch
 
 from cluster import policies
 from cluster.backends import Corrupt
+from cluster.crew import GONE, said
+from cluster.pool import TasksLost
 from cluster.store import Store
 from interp.identity import canonical_json, content_id, parse_json
 from interp.policies.bundle import PolicyBundle, PolicyCard
@@ -175,6 +177,11 @@ def train_all(
                     on_progress(ray.get(next(stream)))  # pyright: ignore[reportArgumentType] - ray.wait forgets the type
                 except StopIteration:
                     continue
+                except GONE as loss:
+                    raise TasksLost(
+                        f"a training lost its process {max_losses + 1} times, last by {said(loss)}; the same command "
+                        "goes on from the state that it saved"
+                    ) from loss
                 waiting.append(stream)
     runs = [
         find_run(store, config, factory) for config, factory in zip(configs, factories, strict=True)
