@@ -46,7 +46,7 @@ ARGUMENTS = (
     *("--steer.num-random-latents", "4"),
     *("--steer.add-doses", "0", "2", "--steer.clamp-doses", "0", "--steer.ablate-doses", "0", "1"),
     *("--evolve.episodes-per-player", "10"),
-    *("--attempts", "10"),
+    *("--attempts", "20"),
 )
 """Every stage, as small as its statistics allow; lenient limits, so that a policy of no training has concepts."""
 
