@@ -5,6 +5,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -33,7 +34,8 @@ from tests.fakes.fault_proxy import FaultProxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.mettagrid, pytest.mark.chaos]
 
-SMALL_DISK_MIB = 3
+ROOM_BYTES = 2 << 20
+"""For some of the shards."""
 
 
 class Disturbed(Studio):
@@ -202,10 +204,10 @@ def test_a_job_that_is_asked_to_end_commits_what_it_has_in_hand(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for the policy and some of the shards."""
+    """A file system of its own, which `resize` makes small and large."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MIB}m", "tmpfs", str(folder)]
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     try:
         mounted = subprocess.run(mounting, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -216,12 +218,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def resize(disk: Path, num_bytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={num_bytes}", str(disk)], check=True)
+
+
 def test_a_disk_that_is_really_full(
     undisturbed: Recorded, small_disk: Path, ray_session: None
 ) -> None:
     """Shards that fitted are kept and whole, nothing of the others is; with room the recording goes on."""
     store, plan = Store.open(small_disk / "store"), undisturbed.plan
     add_policy(store)
+    resize(small_disk, shutil.disk_usage(small_disk).used + ROOM_BYTES)
     with (
         Pool(Studio, args=(store,), size=2) as pool,
         pytest.raises(TaskError, match=rf"No space left on device: .*{plan.recording_id}/"),
@@ -232,8 +239,7 @@ def test_a_disk_that_is_really_full(
     assert kept.items() <= undisturbed.objects.items()
     files = {path for path in (small_disk / "store").rglob("*") if path.is_file()}
     assert len(files) == len(store.list(""))  # no half of a file under another name
-    room = ["mount", "-o", "remount,size=64m", str(small_disk)]
-    subprocess.run(room, check=True)
+    resize(small_disk, 64 << 20)
     with Pool(Studio, args=(store,), size=2) as pool:
         record_on(pool, store, plan)
     undisturbed.compare("file system full (ENOSPC), then room", store)
