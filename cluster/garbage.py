@@ -3,7 +3,9 @@
 * data of a finished recording that its manifest does not list: a shard that was written twice with other bytes;
 * recordings that were begun and never finished, if they are named, or have not changed for some days;
 * staged activations of this machine whose recording is gone or which were not used for some days, and what a cut-short
-  staging left.
+  staging left;
+* notes in scratch: of jobs that were killed and not heard of for a day, and of shards that were set aside and of which the
+  recording was finished or removed since.
 
 What a study, a dictionary, a table or another recording names is never garbage. Ages of objects are differences between
 times of the storage's own clock, which this machine's need not agree with.
@@ -20,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from cluster import recordings, staging
+from cluster import pulse, quarantine, recordings, staging
 from cluster.backends import Entry, StoreError
 from cluster.fanout import in_threads
 from cluster.notes import Note, silent
@@ -34,9 +36,9 @@ _RECORDING_ID = re.compile(rb"\br-[0-9a-f]{16}\b")
 class Garbage:
     """Things that go together."""
 
-    kind: Literal["orphans", "unfinished", "staged"]
+    kind: Literal["orphans", "unfinished", "staged", "notes"]
     what: str
-    """A recording's id or the name of a folder of this machine."""
+    """A recording's id, the name of a folder of this machine, or a folder of notes."""
     why: str
     keys: tuple[str, ...] = ()
     """Objects of the store, in the order of removal."""
@@ -87,7 +89,8 @@ def find(
                 "began it, or remove what refers to it first"
             )
     abandoned = [one for one in given_up if one.what not in referred]
-    return orphans + abandoned + _stale_caches(store, finished, older_than_days)
+    notes = _notes_of_dead_jobs(store) + _notes_of_settled_shards(store, known, finished)
+    return orphans + abandoned + _stale_caches(store, finished, older_than_days) + notes
 
 
 def remove(store: Store, garbage: Sequence[Garbage], note: Note = silent) -> None:
@@ -182,6 +185,44 @@ def _storage_time(store: Store) -> float:
     finally:
         store.remove(f"{folder}/now.json")
     return entry.modified_s
+
+
+def _notes_of_dead_jobs(store: Store) -> list[Garbage]:
+    notes = store.inventory(pulse.FOLDER)
+    if not notes:
+        return []
+    now_s = _storage_time(store)
+    old = [note for note in notes if now_s - note.modified_s > pulse.REMEMBERED_S]
+    return _notes(pulse.FOLDER, "of jobs that were not heard of for a day", old)
+
+
+def _notes_of_settled_shards(
+    store: Store, known: Sequence[str], finished: Sequence[str]
+) -> list[Garbage]:
+    notes = {entry.key: entry for entry in store.inventory(quarantine.FOLDER)}
+    settled = []
+    for one in quarantine.read(store) if notes else ():
+        recording_id, is_shard, _ = one.task.partition("/")
+        has_gone = recording_id not in known or recording_id in finished
+        if is_shard and recording_id.startswith("r-") and has_gone and one.key in notes:
+            settled.append(notes[one.key])
+    return _notes(
+        quarantine.FOLDER, "of shards whose recording was finished or removed since", settled
+    )
+
+
+def _notes(folder: str, why: str, notes: Sequence[Entry]) -> list[Garbage]:
+    if not notes:
+        return []
+    return [
+        Garbage(
+            kind="notes",
+            what=folder,
+            why=f"notes {why}",
+            keys=tuple(note.key for note in notes),
+            bytes=sum(note.bytes for note in notes),
+        )
+    ]
 
 
 def _stale_caches(

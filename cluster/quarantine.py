@@ -31,6 +31,11 @@ class Quarantined:
     at_s: float
     """Seconds since 1970 by the clock of the machine that ran the pool."""
 
+    @property
+    def key(self) -> str:
+        """Of this note in the store."""
+        return _key(self.task)
+
 
 class Quarantine(Unwatched):
     """A watcher that keeps what is set aside, and forgets what is done after all."""

@@ -73,8 +73,8 @@ from jobs.recipes import (
 from jobs.summary import print_summary
 
 STAGES = (
-    *("evaluate", "record", "sweep", "decompose", "score", "repeat", "steer", "evolve", "show"),
-    "report",
+    *("evaluate", "record", "sweep", "decompose", "score", "splice", "discover", "repeat"),
+    *("steer", "evolve", "show", "report"),
 )
 """What follows once there are policies, in order."""
 FOUND_AGAIN = 0.9
@@ -497,7 +497,9 @@ class _Pipeline:
         ]
         with self._stage("splice") as stage:
             tables = self.laboratory.answer(tasks, stage.update)
-        self._mirror_tables("evaluations", [task.question.id for task in tasks])
+        spliced = [task.question.id for task in tasks]
+        self._passed("splice", milestones.tables("evaluations", spliced))
+        self._mirror_tables("evaluations", spliced)
         recovered = [
             one.recorded.run.name
             + (" undefined" if isnan(row["value"]) else f" {row['value']:.2f}")
@@ -506,7 +508,7 @@ class _Pipeline:
             if (row["replaced_by"], row["metric"]) == (DICTIONARY, "return recovered")
         ]
         self.reporter.done("splice", f"return recovered: {', '.join(recovered)}")
-        return tuple(task.question.id for task in tasks)
+        return tuple(spliced)
 
     def _score(self, decomposed: list[_Decomposed]) -> list[_Scored]:
         config = self.config
@@ -561,8 +563,14 @@ class _Pipeline:
         ]
         with self._stage("discover") as stage:
             found = self.laboratory.discover(tasks, stage.update)
-        self._mirror_tables("groups", [task.groups_question.id for task in tasks])
-        self._mirror_tables("findings", [task.findings_question.id for task in tasks])
+        grouped = [task.groups_question.id for task in tasks]
+        clustered = [task.findings_question.id for task in tasks]
+        self._passed(
+            "discover",
+            [*milestones.tables("groups", grouped), *milestones.tables("findings", clustered)],
+        )
+        self._mirror_tables("groups", grouped)
+        self._mirror_tables("findings", clustered)
         findings = [row for one in found for row in one.findings.to_pylist()]
         better = [better for one in found for better in one.groups.column("beats_best").to_pylist()]
         self.reporter.done(

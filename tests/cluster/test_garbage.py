@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import garbage, recordings, staging
+from cluster import garbage, pulse, quarantine, recordings, staging
 from cluster.backends import StoreError
+from cluster.pulse import Pulse
+from cluster.quarantine import Quarantine
 from cluster.recordings import begin, commit, open_manifest, verify, write_shard
 from cluster.staging import Split, stage
 from cluster.store import Store
@@ -180,6 +182,43 @@ def test_staging_under_way_is_no_garbage(store, finished, monkeypatch):
     (found,) = garbage.find(store)
     garbage.remove(store, [found])
     assert not left.exists()
+
+
+def test_notes_of_jobs_not_heard_of_for_a_day_are_removed(store, monkeypatch):
+    store.replace(f"{pulse.FOLDER}/j-killed.json", b"{}")
+    assert garbage.find(store) == []
+    storage_time = garbage._storage_time
+    monkeypatch.setattr(
+        garbage, "_storage_time", lambda of: storage_time(of) + 0.9 * garbage.DAY_S
+    )
+    assert garbage.find(store) == []
+    monkeypatch.setattr(
+        garbage, "_storage_time", lambda of: storage_time(of) + 1.1 * garbage.DAY_S
+    )
+    (found,) = garbage.find(store)
+    assert (found.kind, found.keys) == ("notes", (f"{pulse.FOLDER}/j-killed.json",))
+    assert store.list(pulse.FOLDER), "nothing goes before it is asked for"
+    with Pulse(store, every_s=0.05) as alive:  # one that goes on says so again
+        garbage.remove(store, [found])
+        until = time.monotonic() + 5
+        while store.list(pulse.FOLDER) != [alive._key] and time.monotonic() < until:
+            time.sleep(0.01)
+        assert store.list(pulse.FOLDER) == [alive._key]
+
+
+def test_notes_of_shards_set_aside_go_with_their_recording(store, finished, begun):
+    kept = Quarantine(store, "record")
+    for recording_id in (finished.recording_id, begun.recording_id, "r-0123456789abcdef"):
+        kept.quarantined(f"{recording_id}/s00001", MemoryError("large"))
+    kept.quarantined("p-0 3 arms seeds 1-2", MemoryError("large"))
+    (found,) = garbage.find(store)
+    assert (found.kind, len(found.keys)) == ("notes", 2)
+    garbage.remove(store, [found])
+    assert [one.task for one in quarantine.read(store)] == [
+        "p-0 3 arms seeds 1-2",
+        f"{begun.recording_id}/s00001",
+    ]
+    assert garbage.find(store) == []
 
 
 def test_only_recordings_and_scratch_can_be_removed(store):

@@ -70,10 +70,11 @@ def test_a_finished_study_has_passed_every_stage_and_one_that_lost_a_table_lacks
     assert found["study"] == "tiny"
     assert found["is_finished"]
     assert found["passed"] == [
-        *("train", "evaluate", "record", "sweep", "decompose", "score", "repeat", "steer"),
-        *("evolve", "show", "report"),
+        *("train", "evaluate", "record", "sweep", "decompose", "score", "splice", "discover"),
+        *("repeat", "steer", "evolve", "show", "report"),
     ]
     assert found["pending"] == []
-    store.local_path(f"verdicts/{study.verdicts[0]}.json").unlink()
+    for key in (f"verdicts/{study.verdicts[0]}", f"findings/{study.findings[0]}"):
+        store.local_path(f"{key}.json").unlink()
     (found,) = json.loads(told("--json"))["studies"]
-    assert found["pending"] == ["steer"]
+    assert found["pending"] == ["discover", "steer"]
