@@ -5,19 +5,23 @@ and the unedited episodes are played once for all of them. How arms are divided 
 """
 
 import io
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from cluster import dictionaries
+from cluster.features import NUM_PCA, SPARSE_UNITS
 from cluster.placement import Device
 from cluster.results import CODE_VERSION
 from cluster.scoring import read_tracks
 from cluster.staging import Split
+from cluster.store import Store
 from cluster.studio import Studio
+from interp.concepts.rivals import steered_rivals
 from interp.features.directions import diff_in_means
 from interp.features.sources import latents
 from interp.identity import content_id, sha256
@@ -89,9 +93,9 @@ class PlayArms:
         )
 
     def run(self, studio: Studio) -> Float64[np.ndarray, "X E O"]:
-        store, key = studio.store, f"scratch/steering/{self.identity}.npy"
-        if store.exists(key):
-            return np.load(io.BytesIO(store.get(key)), allow_pickle=False)
+        kept = Kept(studio.store, self.identity)
+        if (found := kept.find()) is not None:
+            return found["outcome"]
         subject = self.subject
         studio.check_device(subject.device)
         fast = fitting_worlds(subject.factory.spec, {}, (1 + len(self.arms)) * len(self.env_seeds))
@@ -103,10 +107,31 @@ class PlayArms:
             labels=subject.labels,
             agents=subject.agents,
         )
-        content = io.BytesIO()
-        np.save(content, outcome_XEO)
-        store.replace(key, content.getvalue())
+        kept.put({"outcome": outcome_XEO})
         return outcome_XEO
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Arrays that a task found, for an attempt after a kill; no record, and no part of a result."""
+
+    store: Store
+    identity: str
+
+    @property
+    def _key(self) -> str:
+        return f"scratch/steering/{self.identity}.npz"
+
+    def find(self) -> dict[str, np.ndarray] | None:
+        if not self.store.exists(self._key):
+            return None
+        with np.load(io.BytesIO(self.store.get(self._key)), allow_pickle=False) as content:
+            return dict(content)
+
+    def put(self, arrays: Mapping[str, np.ndarray]) -> None:
+        content = io.BytesIO()
+        np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
+        self.store.replace(self._key, content.getvalue())
 
 
 def identity_of(edit: Edit) -> list[Any]:
@@ -160,6 +185,73 @@ class Surroundings(NamedTuple):
     """Concept -> the difference of means of its label, 0 if that never varies."""
     manifold: Mapping[str, Manifold]
     """Site -> the training rows."""
+    baselines: Mapping[str, Mapping[str, SteeredLatent]]
+    """Concept -> kind -> the best feature of the kind for its label; none if that was not recorded or never varies."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it, to be kept."""
+        latents = [
+            *(one for others in self.others.values() for one in others),
+            *(one for kinds in self.baselines.values() for one in kinds.values()),
+        ]
+        described = {
+            "others": {concept: len(others) for concept, others in self.others.items()},
+            "baselines": {concept: list(kinds) for concept, kinds in self.baselines.items()},
+            "sites": list(self.manifold),
+            "latents": [{name: getattr(one, name) for name in _SCALARS} for one in latents],
+        }
+        width = len(next(iter(self.mean_difference.values())))
+        return {
+            "described": np.array(json.dumps(described)),
+            **{
+                name: np.array([getattr(one, name) for one in latents]).reshape(-1, width)
+                for name in ("write_D", "read_D")
+            },
+            **{f"mean {concept}": x_D for concept, x_D in self.mean_difference.items()},
+            **{
+                f"{field.name} {site}": np.asarray(getattr(manifold, field.name))
+                for site, manifold in self.manifold.items()
+                for field in fields(manifold)
+            },
+        }
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Surroundings":
+        """The inverse of `arrays`."""
+        described = json.loads(str(arrays["described"]))
+        latents = iter(
+            SteeredLatent(**one, write_D=write_D, read_D=read_D)
+            for one, write_D, read_D in zip(
+                described["latents"], arrays["write_D"], arrays["read_D"], strict=True
+            )
+        )
+        return cls(
+            others={
+                concept: tuple(next(latents) for _ in range(num))
+                for concept, num in described["others"].items()
+            },
+            mean_difference={concept: arrays[f"mean {concept}"] for concept in described["others"]},
+            manifold={
+                site: Manifold(
+                    limit=float(arrays[f"limit {site}"]),
+                    **{
+                        field.name: arrays[f"{field.name} {site}"]
+                        for field in fields(Manifold)
+                        if field.name != "limit"
+                    },
+                )
+                for site in described["sites"]
+            },
+            baselines={
+                concept: {kind: next(latents) for kind in kinds}
+                for concept, kinds in described["baselines"].items()
+            },
+        )
+
+
+_SCALARS = tuple(
+    field.name for field in fields(SteeredLatent) if field.name not in ("write_D", "read_D")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +274,35 @@ class Survey:
     def key(self) -> str:
         return f"surroundings on {self.recording_id}"
 
+    @property
+    def identity(self) -> str:
+        """Of all that decides what is found."""
+        return content_id(
+            "b",
+            {
+                "recording": self.recording_id,
+                "dictionary": self.dict_id,
+                "concepts": [
+                    [one.concept, one.label, identity_of(one.edit("add", 1.0))]
+                    for one in self.concepts
+                ],
+                "sites": self.sites,
+                "num_others": self.num_others,
+                "split": asdict(self.split),
+                "stride_steps": self.stride_steps,
+                "code_version": CODE_VERSION,
+            },
+        )
+
     def run(self, studio: Studio) -> Surroundings:
+        kept = Kept(studio.store, self.identity)
+        if (found := kept.find()) is not None:
+            return Surroundings.of(found)
+        around = self._look(studio)
+        kept.put(around.arrays())
+        return around
+
+    def _look(self, studio: Studio) -> Surroundings:
         manifest = studio.manifest(self.recording_id)
         recorded = manifest.plan.config["labels"]
         labels = tuple(
@@ -203,12 +323,16 @@ class Survey:
             for label, label_N, known_N in zip(labels, label_NL.T, known_NL.T, strict=True)
         }
         none_D = np.zeros(x_ND.shape[1], np.float32)
+        rivals = steered_rivals(
+            train, site=self.concepts[0].site, num_pca=NUM_PCA, sparse_units=SPARSE_UNITS
+        )
         return Surroundings(
             others=self._others(studio, x_ND),
             mean_difference={
                 one.concept: direction.get(one.label, none_D) for one in self.concepts
             },
             manifold=dict.fromkeys(self.sites, Manifold.of(x_ND)),
+            baselines={one.concept: rivals.get(one.label, {}) for one in self.concepts},
         )
 
     def _others(
@@ -255,10 +379,43 @@ class DiagnoseArms:
 
     @property
     def key(self) -> str:
-        arms = content_id("b", {"arms": [identity_of(arm.edit) for arm in self.arms]})
-        return f"{self.subject.policy_id} diagnosis of {len(self.arms)} arms {arms[2:10]}"
+        return f"{self.subject.policy_id} diagnosis of {len(self.arms)} arms {self.identity[2:10]}"
+
+    @property
+    def identity(self) -> str:
+        """Of all that decides what is found."""
+        return content_id(
+            "b",
+            {
+                "diagnosis_of": self.subject.policy_id,
+                "world": self.subject.factory.config,
+                "arms": [identity_of(arm.edit) for arm in self.arms],
+                "agents": self.subject.agents,
+                "env_seeds": self.env_seeds,
+                "manifold": {
+                    site: [sha256(one.whiten_DD.tobytes() + one.mean_D.tobytes()), one.limit]
+                    for site, one in self.manifold.items()
+                },
+                "code_version": CODE_VERSION,
+                **self.subject.device_config,
+            },
+        )
 
     def run(self, studio: Studio) -> list[Diagnosis]:
+        kept = Kept(studio.store, self.identity)
+        if (found := kept.find()) is None:
+            diagnoses = self._play(studio)
+            found = {
+                field.name: np.array([getattr(one, field.name) for one in diagnoses])
+                for field in fields(Diagnosis)
+            }
+            kept.put(found)
+        return [
+            Diagnosis(**{name: value_XE[number] for name, value_XE in found.items()})
+            for number in range(len(self.arms))
+        ]
+
+    def _play(self, studio: Studio) -> list[Diagnosis]:
         factory = self.subject.factory
         studio.check_device(self.subject.device)
         policy = studio.policy(self.subject.policy_id)

@@ -25,7 +25,6 @@ from jaxtyping import Float64
 from cluster import policies
 from cluster.arms import (
     DiagnoseArms,
-    PlayArms,
     Subject,
     Surroundings,
     Survey,
@@ -45,6 +44,7 @@ from interp.steering.arms import (
     SteeredLatent,
     SteeringConfig,
     arms,
+    baseline_arms,
     mean_difference_arm,
     own_arms,
     random_latent_arms,
@@ -60,6 +60,8 @@ from interp.worlds.world import WorldFactory
 
 RULES = 1
 """Version of the rules by which claims are chosen and verdicts given; part of a registration."""
+EVIDENCE = 2
+"""Version of what tables of effects and verdicts hold beside each number: 2 has baselines and diagnoses of all arms."""
 Value = TypeVar("Value")
 Steps = Generator[Sequence[Task[Any]], Sequence[Any], Value]
 """Yields tasks, is sent their answers."""
@@ -138,20 +140,26 @@ class Experiment:
         return Question("selections", self._asked, self._inputs)
 
     def claimed(self, verdicts: pa.Table) -> list[tuple[SteeredLatent, Arm]]:
-        """The sufficient claims of a table of verdicts, as arms."""
+        """The claims of a table of verdicts, of sufficiency and of necessity, as arms."""
         latent_of = {latent.concept: latent for latent in self.latents}
-        rows = [row for row in verdicts.to_pylist() if row["claim"] == "sufficient"]
-        found = [(latent_of[row["concept"]], row["mode"], row["dose"], row["site"]) for row in rows]
+        found = [
+            (latent_of[row["concept"]], row["mode"], row["dose"], row["site"])
+            for row in verdicts.to_pylist()
+        ]
         return [
             (latent, Arm(mode=mode, dose=dose, edit=latent.edit(mode, dose, site=site)))
             for latent, mode, dose, site in found
         ]
 
     def effects(self, registration_id: str) -> Question:
-        return Question("effects", {"seed": self.seed}, self._about(registration_id))
+        return Question("effects", self._computed, self._about(registration_id))
 
     def verdicts(self, registration_id: str) -> Question:
-        return Question("verdicts", {"seed": self.seed}, self._about(registration_id))
+        return Question("verdicts", self._computed, self._about(registration_id))
+
+    @property
+    def _computed(self) -> dict[str, Any]:
+        return {"seed": self.seed, "evidence": EVIDENCE}
 
     @property
     def _asked(self) -> dict[str, Any]:
@@ -255,7 +263,9 @@ def _steps(store: Store, experiment: Experiment) -> Steps[Findings]:
         if experiment.latents:
             (around,) = yield [_survey(experiment)]
             trials = yield from _confirm(experiment, claimed, around)
-            diagnoses, untrained = yield from _diagnose(experiment, claimed, trials, around)
+            trials = yield from _diagnose(experiment, trials, around)
+            diagnoses = _of_claims(trials, claimed)
+            untrained = yield from _play_untrained(experiment, trials, claimed)
         effects = effects_question.answer(
             store, effects_table(trials, **named, seed=experiment.seed)
         )
@@ -422,6 +432,7 @@ def _confirm(
             direction_D = around.mean_difference[latent.concept]
             if direction_D.any():
                 played.append(mean_difference_arm(arm, direction_D))
+            played += baseline_arms(around.baselines[latent.concept], arm)
         arms_of[latent.concept] = played
     every = [arm for played in arms_of.values() for arm in played]
     outcome_XEO = yield from _play(experiment.subject, every, config.env_seeds)
@@ -450,34 +461,54 @@ def _claimed_arms(latent: SteeredLatent, claimed: Sequence[Hypothesis]) -> list[
 
 
 def _diagnose(
-    experiment: Experiment,
-    claimed: Sequence[Hypothesis],
-    trials: Sequence[ConceptTrials],
-    around: Surroundings,
-) -> Steps[tuple[dict[Hypothesis, Diagnosis], dict[Hypothesis, Float64[np.ndarray, "E O"]]]]:
-    """Of every claimed arm: what it does step by step, and what its edit does to the untrained policy."""
+    experiment: Experiment, trials: Sequence[ConceptTrials], around: Surroundings
+) -> Steps[list[ConceptTrials]]:
+    """The trials with what each of the concepts' own arms does step by step; dose 0 does nothing."""
     config = experiment.config
-    by_concept = {concept.latent.concept: concept for concept in trials}
-    claimed_arms = [by_concept[h.concept].arms[find_arm(by_concept[h.concept], h)] for h in claimed]
-    if not claimed_arms:
-        return {}, {}
-    untrained = replace(experiment.subject, policy_id=experiment.untrained_id)
-    diagnosing = [
+    place = [
+        (c, number)
+        for c, concept in enumerate(trials)
+        for number, arm in enumerate(concept.arms)
+        if arm.rival is None and arm.dose
+    ]
+    tasks = [
         DiagnoseArms(
             subject=experiment.subject,
-            arms=tuple(claimed_arms[start : start + 16]),
+            arms=tuple(trials[c].arms[number] for c, number in place[start : start + 16]),
             env_seeds=tuple(config.env_seeds[: config.diagnosed_episodes]),
             manifold=around.manifold,
         )
-        for start in range(0, len(claimed_arms), 16)
+        for start in range(0, len(place), 16)
     ]
-    playing = divided(untrained, claimed_arms, config.env_seeds)
-    answers = yield [*diagnosing, *playing]
-    diagnoses = [one for answer in answers[: len(diagnosing)] for one in answer]
-    played: list[tuple[PlayArms, Any]] = list(zip(playing, answers[len(diagnosing) :], strict=True))
-    outcome_XEO = together(claimed_arms, config.env_seeds, played)
-    difference = [outcome_EO - outcome_XEO[0] for outcome_EO in outcome_XEO[1:]]
-    return (
-        dict(zip(claimed, diagnoses, strict=True)),
-        dict(zip(claimed, difference, strict=True)),
-    )
+    answers = (yield tasks) if tasks else []
+    diagnoses = dict(zip(place, (one for answer in answers for one in answer), strict=True))
+    return [
+        replace(
+            concept,
+            diagnoses={number: one for (of, number), one in diagnoses.items() if of == c},
+        )
+        for c, concept in enumerate(trials)
+    ]
+
+
+def _of_claims(
+    trials: Sequence[ConceptTrials], claimed: Sequence[Hypothesis]
+) -> dict[Hypothesis, Diagnosis]:
+    by_concept = {concept.latent.concept: concept for concept in trials}
+    return {h: by_concept[h.concept].diagnoses[find_arm(by_concept[h.concept], h)] for h in claimed}
+
+
+def _play_untrained(
+    experiment: Experiment, trials: Sequence[ConceptTrials], claimed: Sequence[Hypothesis]
+) -> Steps[dict[Hypothesis, Float64[np.ndarray, "E O"]]]:
+    """What the edit of every claimed arm does to the untrained policy."""
+    if not claimed:
+        return {}
+    by_concept = {concept.latent.concept: concept for concept in trials}
+    claimed_arms = [by_concept[h.concept].arms[find_arm(by_concept[h.concept], h)] for h in claimed]
+    untrained = replace(experiment.subject, policy_id=experiment.untrained_id)
+    outcome_XEO = yield from _play(untrained, claimed_arms, experiment.config.env_seeds)
+    return {
+        h: outcome_EO - outcome_XEO[0]
+        for h, outcome_EO in zip(claimed, outcome_XEO[1:], strict=True)
+    }

@@ -14,13 +14,14 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 PALETTE = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
 MARKERS = ("o", "s", "D", "^", "v", "P")
 NULL_COLOUR = "#a0aec0"
 INK = "#1a202c"
 _STYLE: dict[Any, Any] = {
+    **sns.axes_style("whitegrid"),
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name is never mathematics, and half a formula in one would raise
     "svg.hashsalt": "sparsight",
@@ -78,16 +79,21 @@ def pareto(points: Sequence[SweepPoint]) -> str:
     """FVU against L0 of every trial, families apart, the front joined and the kept dictionary ringed."""
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas()
-        for index, family in enumerate(dict.fromkeys(point.family for point in points)):
-            chosen = [point for point in points if point.family == family]
-            axes.scatter(
-                [point.l0 for point in chosen],
-                [point.fvu for point in chosen],
-                color=PALETTE[index % len(PALETTE)],
-                marker=MARKERS[index % len(MARKERS)],
-                label=family,
-                zorder=3,
-            )
+        families = list(dict.fromkeys(point.family for point in points))
+        sns.scatterplot(
+            x=[point.l0 for point in points],
+            y=[point.fvu for point in points],
+            hue=[point.family for point in points],
+            style=[point.family for point in points],
+            hue_order=families,
+            style_order=families,
+            palette=[PALETTE[index % len(PALETTE)] for index in range(len(families))],
+            markers=[MARKERS[index % len(MARKERS)] for index in range(len(families))],
+            s=45,
+            linewidth=0,
+            ax=axes,
+            zorder=3,
+        )
         front, lowest = [], float("inf")
         for point in sorted(points, key=lambda point: (point.l0, point.fvu)):
             if point.fvu < lowest:
@@ -113,7 +119,7 @@ def pareto(points: Sequence[SweepPoint]) -> str:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
         axes.set_ylim(bottom=0)
-        axes.legend()
+        axes.legend(loc="upper right")  # "best" is looked for, and warns where that takes long
         return _svg(figure)
 
 
@@ -133,7 +139,7 @@ def training(runs: Sequence[Band], random_returns: Sequence[tuple[str, float]]) 
             )
         _step_axis(axes, [x for run in runs for x in run.x])
         axes.set(xlabel="agent-steps of training", ylabel="return per agent")
-        axes.legend()
+        axes.legend(loc="upper left")
         return _svg(figure)
 
 
@@ -167,13 +173,18 @@ def histogram(value: np.ndarray, discovered: np.ndarray) -> str:
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas()
         bins = np.linspace(0, 1, 51).tolist()
-        axes.hist(value, bins=bins, color=NULL_COLOUR, label="tested")
-        axes.hist(value[discovered], bins=bins, color=PALETTE[0], label="q < 0.05")
+        for chosen, colour, name in (
+            (value, NULL_COLOUR, "tested"),
+            (value[discovered], PALETTE[0], "q < 0.05"),
+        ):
+            sns.histplot(
+                chosen, bins=bins, color=colour, label=name, alpha=1, edgecolor="none", ax=axes
+            )
         axes.axvline(0.5, color=INK, lw=0.8)
         axes.set(xlabel="AUROC (held out)", ylabel="latent-label pairs", yscale="log")
         axes.yaxis.set_major_formatter("{x:,.0f}")  # the default one writes mathematics
         axes.yaxis.set_minor_formatter("")
-        axes.legend()
+        axes.legend(loc="upper left")
         return _svg(figure)
 
 
@@ -190,19 +201,32 @@ def dose_response(curves: Sequence[DoseCurve], ylabel: str, *, max_percentile: f
         rank.axhspan(max_percentile, 104, color=NULL_COLOUR, alpha=0.35, lw=0)
         for index, curve in enumerate(curves):
             colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
-            effect.plot(
-                curve.x, curve.y, color=colour, marker=marker, ms=5.5, mfc="white", label=curve.name
+            sns.lineplot(
+                x=curve.x,
+                y=curve.y,
+                ax=effect,
+                label=curve.name,
+                legend=False,
+                **_line(colour, marker, size=5.5, face="white"),
             )
             effect.fill_between(curve.x, curve.lo, curve.hi, color=colour, alpha=0.14, lw=0)
             effect.vlines(curve.x, curve.random_lo, curve.random_hi, color=colour, alpha=0.35, lw=5)
             at = [x for x, causal in zip(curve.x, curve.causal, strict=True) if causal]
             y = [y for y, causal in zip(curve.y, curve.causal, strict=True) if causal]
             effect.plot(at, y, color=colour, marker=marker, ms=5.5, ls="")
-            rank.plot(
-                curve.x, curve.percentile, color=colour, marker=marker, ms=4.5, mfc="white", ls=""
+            sns.scatterplot(
+                x=curve.x,
+                y=curve.percentile,
+                ax=rank,
+                marker=marker,
+                s=26,
+                color="white",
+                edgecolor=colour,
+                linewidth=1,
             )
         effect.set_ylabel(ylabel)
         rank.set(xlabel="dose", ylabel="random %ile", ylim=(-6, 106), yticks=(0, 50, 100))
+        rank.xaxis.set_major_locator(MaxNLocator(6))
         _legend_above(effect)
         return _svg(figure)
 
@@ -219,14 +243,14 @@ def evolution(
         axes.fill_between(
             latent.x, 0.5, null_hi, color=NULL_COLOUR, alpha=0.45, lw=0, label="95 % null"
         )
-        axes.plot(
-            latent.x,
-            probe_y,
-            color=PALETTE[2],
-            marker=MARKERS[2],
-            ms=4,
-            ls="--",
+        sns.lineplot(
+            x=latent.x,
+            y=probe_y,
+            ax=axes,
             label="probe, refitted",
+            legend=False,
+            linestyle="--",
+            **_line(PALETTE[2], MARKERS[2], size=4.0),
         )
         _band(axes, latent, 0)
         _step_axis(axes, latent.x)
@@ -267,10 +291,32 @@ def _legend_above(axes: Axes) -> None:
     )
 
 
+def _line(colour: str, marker: str, *, size: float, face: str | None = None) -> dict[str, Any]:
+    """How a curve of means is drawn. Its band is ours: seaborn would resample steps, and the unit is the episode."""
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": size,
+        "markerfacecolor": face or colour,
+        "markeredgecolor": colour,
+        "markeredgewidth": 1,
+        "errorbar": None,
+        "sort": False,
+        "estimator": None,
+    }
+
+
 def _band(axes: Axes, curve: Band, index: int) -> None:
     colour = PALETTE[index % len(PALETTE)]
     marker = MARKERS[index % len(MARKERS)]
-    axes.plot(curve.x, curve.y, color=colour, marker=marker, ms=4.5, label=curve.name)
+    sns.lineplot(
+        x=curve.x,
+        y=curve.y,
+        ax=axes,
+        label=curve.name,
+        legend=False,
+        **_line(colour, marker, size=4.5),
+    )
     if len(curve.x) > 1:
         axes.fill_between(curve.x, curve.lo, curve.hi, color=colour, alpha=0.18, lw=0)
     else:

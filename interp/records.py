@@ -151,3 +151,8 @@ class Window:
     action_T: Int32[np.ndarray, " T"]
     action_names: tuple[str, ...]
     reward_T: Float32[np.ndarray, " T"]
+    whole_latent_S: Float32[np.ndarray, " S"] = field(
+        default_factory=lambda: np.zeros(0, np.float32)
+    )
+    """The latent at every step of the episode; empty in windows of earlier versions."""
+    whole_label_S: Bool[np.ndarray, " S"] = field(default_factory=lambda: np.zeros(0, np.bool_))

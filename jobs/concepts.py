@@ -5,6 +5,7 @@
     sparsight concepts discover --recording r-1234... --dictionary d-1234... --labels altar_soon carrying_ore@within8
     sparsight concepts show                      # which tables there are
     sparsight concepts show s-1234... f-1234... g-1234...
+    sparsight concepts replay CARD.json          # its episodes, played again, as a page that opens offline
     sparsight concepts show f-1234... --json | jq '.[0].rows[] | {name, type, strength, evidence}'
 
 A label at lag 8 asks at every step what will hold 8 steps later, at lag -8 what held 8 steps before: a latent that
@@ -18,6 +19,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -31,6 +33,7 @@ from rich.table import Table
 from cluster import dictionaries, policies, recordings
 from cluster.discovery import Discover, FindingsConfig, check_discover, discover
 from cluster.laboratory import Laboratory
+from cluster.replays import replay
 from cluster.results import Kind, read_table
 from cluster.scoring import ScoreLatents, check_scorable, score_lags
 from cluster.staging import Split
@@ -40,6 +43,7 @@ from interp.concepts.catalogue import CONCEPT_SCHEMA, STATE_OF
 from interp.concepts.discovery import leading_kind
 from interp.concepts.rivals import CONTROLS, verdict
 from interp.identity import nulled, parse_json
+from interp.report.document import replay_page
 from jobs.factories import allow_factories
 from jobs.main import run_as_module
 from jobs.progress import Reporter
@@ -130,6 +134,25 @@ class Show:
     """Folder or s3://bucket/prefix in which everything rests."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Play the episodes of a concept card again from their seeds, whole, and write a page that opens offline.
+
+    Cards lie in the store, at studies/STUDY/cards/*.json.
+    """
+
+    card: tyro.conf.Positional[str]
+    """The card: a file, or its key in the store."""
+    out: Path | None = None
+    """Page to write; by default the card's name with .html, in this folder."""
+    world: str | None = None
+    """World of the recording, if the policy's card names another."""
+    factory: tuple[str, ...] = ()
+    """package.module:callable that makes the policy's network, if it is one of your own."""
+    store: str = "./store"
+    """Folder or s3://bucket/prefix in which everything rests."""
+
+
 class Named(NamedTuple):
     """A table of the store."""
 
@@ -141,6 +164,7 @@ Verb = (
     Annotated[ScoreVerb, tyro.conf.subcommand("score")]
     | Annotated[DiscoverVerb, tyro.conf.subcommand("discover")]
     | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Replay, tyro.conf.subcommand("replay")]
 )
 
 
@@ -155,6 +179,9 @@ def main(arguments: Sequence[str]) -> None:
         case DiscoverVerb() as config:
             allow_factories(config.factory)
             look(store, config)
+        case Replay() as config:
+            allow_factories(config.factory)
+            print(play_again(store, config))
         case Show(tables=()) as show:
             print_list(store, as_json=show.json)
         case Show() as show:
@@ -226,6 +253,21 @@ def look(store: Store, config: DiscoverVerb) -> None:
     )
     tables = [Named(one.id, one.kind) for one in (asked.findings_question, asked.groups_question)]
     print_tables(store, tables, as_json=config.json)
+
+
+def play_again(store: Store, config: Replay) -> Path:
+    """Writes the page of a card's episodes; where it is."""
+    file = Path(config.card)
+    if not file.exists() and not store.exists(config.card):
+        raise FileNotFoundError(
+            f"card {config.card} is neither a file nor in store {store.url}; cards lie at studies/STUDY/cards/*.json"
+        )
+    content = file.read_bytes() if file.exists() else store.get(config.card)
+    card = parse_json(content, source=config.card)
+    windows = replay(store, card, world=config.world)
+    out = config.out or Path(file.with_suffix(".html").name)
+    out.write_text(replay_page(f"{card['policy']} · {card['name']}", windows), encoding="utf-8")
+    return out
 
 
 def kind_of(store: Store, table_id: str) -> Kind:

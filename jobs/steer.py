@@ -11,8 +11,9 @@ the untrained policy. docs/steering.md tells what the verdicts mean. The same qu
 cut short, or prints what came of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import tyro
@@ -27,7 +28,7 @@ from cluster.staging import Split
 from cluster.steering import Experiment
 from cluster.store import Store
 from interp.features.feature_set import SUPERVISED, FeatureKind
-from interp.steering.arms import SteeringConfig
+from interp.steering.arms import BASELINES, SteeringConfig
 from interp.worlds.catalogue import load_world
 from interp.worlds.world import WorldFactory
 from jobs.factories import allow_factories
@@ -199,12 +200,32 @@ def _named(store: Store, config: Config) -> list[str]:
     return list(best.values())[: config.top]
 
 
+def beats_view(row: Mapping[str, Any]) -> str:
+    """How many kinds of other features the claim is surely ahead of, and the strongest if not of all."""
+    played = [kind for kind in BASELINES if row[f"{kind}_effect"] is not None]
+    if not played:
+        return "–"
+    beaten = [kind for kind in row["beats"].split(", ") if kind]
+    strongest = (
+        "" if len(beaten) == len(played) else f"\n{row['strongest_rival']} {row['lead']:+.3g}"
+    )
+    return f"{len(beaten)} of {len(played)}{strongest}"
+
+
 def verdicts_view(verdicts: pa.Table) -> Table:
     """One line per claim, the verdict beside its concept's first."""
     table = Table(title="What steering proves", title_justify="left")
     for heading in ("concept", "verdict", "claim", "arm", "outcome"):
         table.add_column(heading)
-    for heading in ("change [95 %]", "q", "random", "latents", "off manifold", "untrained"):
+    for heading in (
+        "change [95 %]",
+        "q",
+        "random",
+        "latents",
+        "beats",
+        "off manifold",
+        "untrained",
+    ):
         table.add_column(heading, justify="right")
     shown: set[str] = set()
     for row in verdicts.to_pylist():
@@ -222,6 +243,7 @@ def verdicts_view(verdicts: pa.Table) -> Table:
             "–"
             if row["random_latent_percentile"] is None
             else f"{row['random_latent_percentile']:.0f} %",
+            beats_view(row),
             f"{row['off_manifold']:+.1%}",
             "–" if row["untrained_difference"] is None else f"{row['untrained_difference']:+.3g}",
         )

@@ -14,6 +14,7 @@ E episodes · S samples · F features · L labels.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from jaxtyping import Float32, Float64
 from interp.concepts.blocks import known_auroc, known_table
 from interp.concepts.scoring import best_feature
 from interp.concepts.tracks import Tracks
-from interp.features.feature_set import FeatureSet
+from interp.features.feature_set import SUPERVISED, FeatureSet
 from interp.features.sources import (
     mean_differences,
     neurons,
@@ -32,6 +33,7 @@ from interp.features.sources import (
     sparse_probes,
 )
 from interp.stats.bootstrap import resample_weights
+from interp.steering.arms import BASELINES, SteeredLatent
 
 CONTROLS = {
     "neuron": "best neuron",
@@ -86,6 +88,38 @@ def feature_sets(
         ),
         "random_direction": random_features(site, x_ND, num=num_random, seed=seed),
     }
+
+
+def steered_rivals(
+    train: Tracks, *, site: str, num_pca: int, sparse_units: int
+) -> dict[str, dict[str, SteeredLatent]]:
+    """Label -> kind -> the feature to steer against: the unit and the component farthest from chance, the label's own
+    difference of means and probes, all turned so that more of it is more of the label.
+
+    A label that never varies in the training episodes has none.
+    """
+    if not train.label_names:
+        return {}
+    known = feature_sets(
+        train, site=site, num_pca=num_pca, sparse_units=sparse_units, num_random=1, seed=0
+    )
+    found: dict[str, dict[str, SteeredLatent]] = {label: {} for label in train.label_names}
+    for kind in BASELINES:
+        auroc_FL = known_auroc(values(known[kind], train), train.targets)
+        index_L = best_feature(auroc_FL, auroc_FL).index_C
+        for ell, label in enumerate(train.label_names):
+            index = ell if kind in SUPERVISED else int(index_L[ell])
+            one = known[kind].steered(index, label=label)
+            if np.isfinite(auroc_FL[index, ell]) and one.write_D.any():
+                found[label][kind] = _reversed(one) if auroc_FL[index, ell] < 0.5 else one
+    return found
+
+
+def _reversed(one: SteeredLatent) -> SteeredLatent:
+    """The same line, the other way."""
+    return replace(
+        one, read_D=-one.read_D, read_bias=-one.read_bias, write_D=-one.write_D, mean=-one.mean
+    )
 
 
 def values(known: FeatureSet, tracks: Tracks) -> Float32[np.ndarray, "E S F"]:

@@ -83,6 +83,8 @@ def cut_window(
         action_T=episode.action_TA[t, peak.agent],
         action_names=tuple(action_names),
         reward_T=episode.reward_TA[t, peak.agent],
+        whole_latent_S=latent_T,
+        whole_label_S=np.asarray(label_T, np.bool_),
     )
 
 
@@ -96,6 +98,8 @@ _ARRAY_DTYPES = {
     "label_T": np.bool_,
     "action_T": np.int32,
     "reward_T": np.float32,
+    "whole_latent_S": np.float32,
+    "whole_label_S": np.bool_,
 }
 
 
@@ -114,7 +118,7 @@ def window_from_json(text: str) -> Window:
     """The inverse of `window_to_json`."""
     content = json.loads(text)
     for name, dtype in _ARRAY_DTYPES.items():
-        content[name] = np.array(content[name], dtype)
+        content[name] = np.array(content.get(name, []), dtype)
     for name in ("object_names", "resource_names", "action_names"):
         content[name] = tuple(content[name])
     return Window(**content)

@@ -2,11 +2,12 @@
 
     concept           the row of the table of concepts: scores, intervals, nulls, rivals, leads
     against_controls  which of the rivals it beats, by the paired rule, and the same in words
-    labels            the same latent against every other label, the clearest first
+    labels            the same latent against every other label, the clearest first, each beside its null
     claims            what was registered, what became of it, and the verdict
     dose_response     effects on return and own label by site, mode and dose, with the range of the random directions
-    episodes          where it responded most: seed, agent, steps, from which it is played again, and the values
-    clip              the first seed that the claimed edit changes: where the two part, and how to play both
+    episodes          where it responded most: seed, agent, steps, from which it is played again, and the values, around
+                      the peak and over the whole episode
+    clips             of each claim the first seed that its edit changes: where the two part, and how to play both
     stability         the cosine with which dictionaries of other seeds have it
     evolution         its scores over the checkpoints of the run
 
@@ -23,7 +24,8 @@ import pyarrow as pa
 from interp.concepts import rivals
 from interp.identity import nulled
 from interp.records import Window
-from interp.report.document import Clip, Report
+from interp.report.document import Clip, Report, null_auroc
+from interp.steering.diagnosis import MEASURES
 
 Card = dict[str, Any]
 _IDENTITY = ("policy_id", "policy_name", "concept", "label", "latent")
@@ -81,7 +83,7 @@ def _card(report: Report, policy_name: str, concept: str, claims: list[Card]) ->
             if own
             else None,
             "labels": [
-                {name: row[name] for name in _LABEL_COLUMNS}
+                {**{name: row[name] for name in _LABEL_COLUMNS}, "null_auroc": null_auroc(row)}
                 for row in sorted(others, key=_distance_from_chance, reverse=True)
             ],
             "claims": [
@@ -89,7 +91,7 @@ def _card(report: Report, policy_name: str, concept: str, claims: list[Card]) ->
                 for row in claims
             ],
             "dose_response": [
-                {name: row[name] for name in _DOSE_COLUMNS}
+                {name: row.get(name) for name in _DOSE_COLUMNS}
                 for row in about(report.effects)
                 if row["outcome"] in ("return", label)
             ],
@@ -98,14 +100,11 @@ def _card(report: Report, policy_name: str, concept: str, claims: list[Card]) ->
                 for window in report.windows
                 if (window.policy_name, window.concept) == (policy_name, concept)
             ],
-            "clip": next(
-                (
-                    _clip(clip)
-                    for clip in report.clips
-                    if (clip.before.policy_name, clip.before.concept) == (policy_name, concept)
-                ),
-                None,
-            ),
+            "clips": [
+                _clip(clip)
+                for clip in report.clips
+                if (clip.before.policy_name, clip.before.concept) == (policy_name, concept)
+            ],
             "stability": [
                 {name: row[name] for name in ("other_dict_id", "cosine", "random_cosine")}
                 for row in report.stabilities.to_pylist()
@@ -124,7 +123,8 @@ _LABEL_COLUMNS = (
 )
 _DOSE_COLUMNS = (
     *("site", "mode", "dose", "outcome", "base", "difference", "lo", "hi", "p_value", "q_value"),
-    *("random_lo", "random_hi", "random_direction_percentile", "n_episodes"),
+    *("random_lo", "random_hi", "random_direction_percentile", "n_episodes", "specificity"),
+    *MEASURES,
 )
 _LINEAGE_COLUMNS = (
     *("step", "auroc", "auroc_lo", "auroc_hi", "null_hi", "probe_auroc", "firing_rate"),
@@ -146,6 +146,8 @@ def _episode(window: Window) -> Card:
         "first_step": int(window.t[0]),
         "latent": [float(value) for value in window.latent_T],
         "label_holds": window.label_T.tolist(),
+        "whole_latent": [float(value) for value in window.whole_latent_S],
+        "whole_label_holds": window.whole_label_S.tolist(),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from interp import figures as draw
@@ -26,6 +26,7 @@ from interp.concepts.discovery import leading_kind
 from interp.concepts.rivals import BEATS_ALL, CONTROLS, standings, verdict
 from interp.figures import Band, DoseCurve, SweepPoint
 from interp.records import Window
+from interp.steering.arms import BASELINES
 from interp.steering.verdicts import Verdict
 from interp.study import Study
 
@@ -38,6 +39,14 @@ STRONG_AUROC = 0.6
 """Discoveries from here on are counted apart: with enough rows, q finds differences too small to matter."""
 LEAD = ("lead", "lead_lo", "lead_hi")
 """Columns of how far a concept is ahead of its strongest control; null where it has none."""
+BASELINE_NAMES = {
+    "neuron": "neuron",
+    "pca": "PCA",
+    "diff_in_means": "means",
+    "probe": "probe",
+    "sparse_probe": "sparse probe",
+}
+"""Kinds of `interp.steering.arms.BASELINES` -> their heading."""
 SPLICE_METRICS = {
     "return": "return",
     "return recovered": "return recovered",
@@ -102,9 +111,7 @@ def figures(report: Report) -> dict[str, str]:
 def render(report: Report) -> str:
     """The whole page; the same bytes for the same report."""
     drawn = {name: _inline(name, svg) for name, svg in figures(report).items()}
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = _environment()
     environment.filters |= {
         "number": _number,
         "count": _count,
@@ -130,7 +137,11 @@ def render(report: Report) -> str:
         groups=_rows(report.groups),
         steered=[
             _steered_view(
-                number, rows, _verdicts_of(report, rows[0]), _found_again(report, rows[0])
+                number,
+                rows,
+                _verdicts_of(report, rows[0]),
+                _found_again(report, rows[0]),
+                _labels_of(report, rows[0]),
             )
             for number, rows in enumerate(_by_concept(report.effects))
         ],
@@ -138,11 +149,7 @@ def render(report: Report) -> str:
             _lineage_view(number, rows) for number, rows in enumerate(_by_concept(report.lineages))
         ],
         windows=report.windows,
-        clips=report.clips,
-        player_data=_script_json(
-            [_window_data(window) for window in report.windows]
-            + [_clip_data(clip) for clip in report.clips]
-        ),
+        **_player(report.windows, report.clips),
         label_definitions=report.label_definitions,
         style=Markup(_asset("style.css")),
         player=Markup(_asset("player.js")),
@@ -151,6 +158,54 @@ def render(report: Report) -> str:
         strong_auroc=STRONG_AUROC,
         controls=CONTROLS,
         beats_all=BEATS_ALL,
+        baselines=BASELINE_NAMES,
+    )
+
+
+def replay_page(title: str, windows: tuple[Window, ...]) -> str:
+    """A page of its own, which opens offline, with nothing but the player; the same bytes for the same windows."""
+    return (
+        _environment()
+        .get_template("replay.html.j2")
+        .render(
+            title=title,
+            **_player(windows, ()),
+            style=Markup(_asset("style.css")),
+            player=Markup(_asset("player.js")),
+        )
+    )
+
+
+def _player(windows: tuple[Window, ...], clips: tuple[Clip, ...]) -> Row:
+    """What `player.html.j2` draws on: the choices in their order, and the data of each."""
+    return {
+        "choices": [_choice(window, _moment(window)) for window in windows]
+        + [
+            _choice(clip.before, f"before and after {clip.arm}, {_moment(clip.before)}")
+            for clip in clips
+        ],
+        "clips": clips,
+        "player_data": _script_json(
+            [_window_data(window) for window in windows] + [_clip_data(clip) for clip in clips]
+        ),
+    }
+
+
+def _choice(window: Window, what: str) -> str:
+    return f"{window.policy_name} · {window.label} · latent {window.latent} · {what}"
+
+
+def _moment(window: Window) -> str:
+    return f"seed {window.env_seed}, agent {window.agent}"
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
@@ -321,6 +376,14 @@ def _concept_view(row: Row) -> Row:
     }
 
 
+def null_auroc(row: Row) -> float | None:
+    """Mean distance from 1/2 on labels of other episodes, as an AUROC above 1/2; None if untested."""
+    selectivity = row.get("selectivity")
+    if selectivity is None or math.isnan(selectivity):
+        return None
+    return 0.5 + abs(row["auroc"] - 0.5) - selectivity
+
+
 # --- what else is there
 
 
@@ -398,7 +461,23 @@ def _words(report: Report) -> dict[str, int]:
     return {word: counts[word] for word in get_args(Verdict) if counts[word]}
 
 
-def _steered_view(number: int, rows: list[Row], claims: list[Row], again: list[Row]) -> Row:
+def _labels_of(report: Report, concept: Row) -> list[Row]:
+    """The scores of a concept's latent on every label, the farthest from chance first."""
+    scored = [row for row in _rows(report.concepts) if row["policy_name"] == concept["policy_name"]]
+    of_dict = {row["dict_id"] for row in scored if row["concept"] == concept["concept"]}
+    own = [
+        {**row, "null_auroc": null_auroc(row)}
+        for row in scored
+        if row["dict_id"] in of_dict and row["latent"] == concept["latent"]
+    ]
+    return sorted(
+        own, key=lambda row: -abs(row["auroc"] - 0.5) if not math.isnan(row["auroc"]) else 0.0
+    )
+
+
+def _steered_view(
+    number: int, rows: list[Row], claims: list[Row], again: list[Row], labels: list[Row]
+) -> Row:
     arms = [{**row, "causal": _is_causal(row)} for row in rows if row["dose"] != 0]
     own = [row for row in arms if _is_own(row)]
     return {
@@ -406,11 +485,34 @@ def _steered_view(number: int, rows: list[Row], claims: list[Row], again: list[R
         "first": rows[0],
         "claims": claims,
         "again": again,
+        "labels": labels,
+        "works": list(
+            {
+                (row["site"], row["mode"], row["dose"]): row
+                for row in arms
+                if row.get("n_diagnosed") is not None
+            }.values()
+        ),
+        "rivals": [_rivals_of(claim) for claim in claims if claim.get("strongest_rival")],
         "figures": [f"effect-{number:02d}-{outcome}" for outcome in ("return", "label")],
         "unmoved": _unmoved(rows),
         "own": own,
         "others": [row for row in arms if not _is_own(row)],
         "num_causal": sum(row["causal"] for row in own),
+    }
+
+
+def _rivals_of(claim: Row) -> Row:
+    """A claim beside what the best feature of each kind does in its place, and the kinds that it is not ahead of."""
+    beaten = claim["beats"].split(", ") if claim["beats"] else []
+    effects = {kind: claim[f"{kind}_effect"] for kind in BASELINES}
+    played = [kind for kind, effect in effects.items() if effect is not None]
+    return {
+        **claim,
+        "effects": effects,
+        "played": len(played),
+        "beaten": beaten,
+        "level": [kind for kind in played if kind not in beaten],
     }
 
 
@@ -556,6 +658,8 @@ def _window_data(window: Window) -> Row:
         "truth": window.label_T.tolist(),
         "action": [window.action_names[action] for action in window.action_T],
         "reward": [round(float(value), 4) for value in window.reward_T],
+        "whole": [round(float(value), 4) for value in window.whole_latent_S],
+        "wholeTruth": window.whole_label_S.astype(int).tolist(),
     }
 
 

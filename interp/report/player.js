@@ -74,7 +74,8 @@ function startPlayer(windows) {
 
   function drawStrip() {
     // Drawn in the pixels of the screen, so that its text is as large on a phone as on a desk.
-    const ratio = window.devicePixelRatio || 1, width = strip.clientWidth || 640, height = 170;
+    const ratio = window.devicePixelRatio || 1, width = strip.clientWidth || 640, whole = w.whole ?? [];
+    const height = whole.length > w.t.length ? 222 : 170;
     strip.width = Math.round(width * ratio); strip.height = Math.round(height * ratio); strip.style.height = `${height}px`;
     const context = strip.getContext("2d"), num = w.t.length;
     const high = Math.max(1e-6, ...w.latent, ...(w.twin ? w.twin.latent : [])), left = 46, right = width - 12, top = 26, bottom = 112;
@@ -109,6 +110,22 @@ function startPlayer(windows) {
     context.strokeStyle = "#1a202c"; context.lineWidth = 1.5; context.beginPath();
     context.moveTo(x(at), top - 4); context.lineTo(x(at), 136); context.stroke();
     context.fillStyle = "#1a202c"; context.beginPath(); context.arc(x(at), y(w.latent[at]), 4, 0, 2 * Math.PI); context.fill();
+    if (whole.length > num) drawWhole(context, whole, left, right);
+  }
+
+  function drawWhole(context, whole, left, right) {
+    // The whole episode, so that a peak is seen beside all that was no peak.
+    const top = 168, bottom = 202, high = Math.max(1e-6, ...whole), pitch = (right - left) / (whole.length - 1);
+    const x = (step) => left + pitch * step;
+    context.fillStyle = "rgba(43,108,176,.14)"; context.fillRect(x(w.t[0]), top, Math.max(2, pitch * (w.t.length - 1)), bottom - top);
+    context.fillStyle = "#68b58b";
+    w.wholeTruth.forEach((holds, step) => { if (holds) context.fillRect(x(step) - pitch / 2, bottom + 2, pitch + 0.6, 4); });
+    context.strokeStyle = "#2b6cb0"; context.lineWidth = 1; context.beginPath();
+    whole.forEach((value, step) => context.lineTo(x(step), bottom - (bottom - top) * Math.max(0, value) / high));
+    context.stroke();
+    context.strokeStyle = "#1a202c"; context.beginPath(); context.moveTo(x(w.t[at]), top); context.lineTo(x(w.t[at]), bottom + 6); context.stroke();
+    context.fillStyle = textColour; context.textBaseline = "top"; context.textAlign = "left"; context.fillText("all", 8, top + 8);
+    context.fillText("step 0", left, bottom + 8); context.textAlign = "right"; context.fillText(`step ${whole.length - 1}`, right, bottom + 8);
   }
 
   function element(tag, text, className = "") {

@@ -3,7 +3,9 @@
 A rival of an arm does what it does, elsewhere. A *random direction* (and a difference of means) reads the same latent
 with the same coefficients and writes along another direction of the same norm, so it changes the activation by as much,
 at the same steps, to no purpose (or to the purpose of a plain baseline). A *random latent* is another latent of the
-dictionary, alike in how often it fires and how much it writes, given the same dose of its own size.
+dictionary, alike in how often it fires and how much it writes, given the same dose of its own size. A *baseline* is the
+best unit, component, difference of means or probe for the label: a feature in its own right, read and written where it
+is, which adds or holds as much as the arm does (equal norm), or takes away the same share of itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,9 @@ from interp.policies.taps import Edit, Mode
 from interp.worlds.world import check_env_seeds
 
 Steered = Literal["all", "one", "team"]
-Rival = Literal["random_direction", "random_latent", "diff_in_means"]
+Rival = Literal["random_direction", "random_latent", "diff_in_means", "baseline"]
+BASELINES = ("neuron", "pca", "diff_in_means", "probe", "sparse_probe")
+"""Kinds of features that a latent has to beat; a rival "baseline" is numbered by its place here."""
 LEAST_RIVALS = 20
 """Random directions or latents from which on "beyond all of them" means at most 1 in 21 by chance."""
 
@@ -207,6 +211,23 @@ def random_latent_arms(others: Sequence[SteeredLatent], beside: Arm) -> list[Arm
             number=number,
         )
         for number, other in enumerate(others)
+    ]
+
+
+def baseline_arms(baselines: Mapping[str, SteeredLatent], beside: Arm) -> list[Arm]:
+    """The same mode and dose of the best feature of each kind; what is added or held is as long as the arm's."""
+    length = beside.edit.scale * float(np.linalg.norm(beside.edit.write_D))
+    return [
+        Arm(
+            mode=beside.mode,
+            dose=beside.dose,
+            edit=replace(one, scale=length / float(np.linalg.norm(one.write_D))).edit(
+                beside.mode, beside.dose, site=beside.site
+            ),
+            rival="baseline",
+            number=BASELINES.index(kind),
+        )
+        for kind, one in baselines.items()
     ]
 
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Float64
 from scipy.special import log_softmax
 
 from interp.policies.policy import Policy
 from interp.records import Episode
 from interp.rollout import Capture, Trial, roll
+from interp.stats.bootstrap import bootstrap_mean
 from interp.steering.arms import Arm
 from interp.steering.manifold import Manifold
 from interp.worlds.world import World
@@ -43,6 +45,34 @@ class Diagnosis:
     divergence_step_E: Float64[np.ndarray, " E"]
     """First step whose actions differ under the same noise; the number of steps if none does."""
     num_steps_E: Float64[np.ndarray, " E"]
+
+
+MEASURES = {
+    "kl_replay": "kl_replay_E",
+    "kl_on_policy": "kl_on_policy_E",
+    "agreement": "agreement_E",
+    "entropy_difference": "entropy_E",
+    "off_manifold": "off_manifold_E",
+    "out_of_range": "out_of_range_E",
+    "divergence_step": "divergence_step_E",
+}
+"""Column of a table -> what it is the mean over episodes of."""
+MEASURE_FIELDS = (
+    *((f"{name}{end}", pa.float64()) for name in MEASURES for end in ("", "_lo", "_hi")),
+    ("n_diagnosed", pa.int32()),
+)
+"""Columns of a diagnosis: KL and entropy in nats, `divergence_step` in steps, shares from 0 to 1, intervals at 95 %."""
+
+
+def measures(diagnosis: Diagnosis, *, seed: int) -> dict[str, float | int]:
+    """The columns of a diagnosis: means with percentile bootstrap intervals over episodes."""
+    value_EM = np.stack([getattr(diagnosis, name) for name in MEASURES.values()], axis=1)
+    interval = bootstrap_mean(value_EM, seed=seed)
+    row: dict[str, float | int] = {"n_diagnosed": interval.n_episodes}
+    for m, name in enumerate(MEASURES):
+        for end, value_M in zip(("", "_lo", "_hi"), interval[:3], strict=True):
+            row[name + end] = float(value_M[m])
+    return row
 
 
 def diagnose(
@@ -135,7 +165,7 @@ def _compare(
             "kl_replay_E": mean_kl(p_base, p_replayed),
             "kl_on_policy_E": mean_kl(p_unedited, p_edited),
             "agreement_E": float((p_base.argmax(-1) == p_replayed.argmax(-1)).mean()),
-            "entropy_E": _entropy(p_edited) - _entropy(p_base),
+            "entropy_E": mean_entropy(p_edited) - mean_entropy(p_base),
             "off_manifold_E": float(
                 manifold.is_off(rows(after)).mean() - manifold.is_off(rows(before)).mean()
             ),
@@ -160,5 +190,6 @@ def mean_kl(p: Float[np.ndarray, "T A N"], q: Float[np.ndarray, "T A N"]) -> flo
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-def _entropy(p: Float[np.ndarray, "T A N"]) -> float:
+def mean_entropy(p: Float[np.ndarray, "T A N"]) -> float:
+    """Mean entropy in nats, from log probabilities."""
     return float(-(np.exp(p) * p).sum(-1).mean())

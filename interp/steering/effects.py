@@ -1,7 +1,7 @@
 """What an edit did: paired differences per episode, their intervals, and where they stand among random directions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,8 @@ from interp.stats.bootstrap import bootstrap_mean
 from interp.stats.multiplicity import benjamini_hochberg
 from interp.stats.sign_flip import paired_sign_flip
 from interp.steering.arms import Arm, Rival, SteeredLatent
+from interp.steering.diagnosis import MEASURE_FIELDS, Diagnosis, measures
+from interp.steering.selection import spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,8 @@ class ConceptTrials:
     arms: tuple[Arm, ...]
     outcome_names: tuple[str, ...]
     outcome_XEO: Float64[np.ndarray, "X E O"]
+    diagnoses: Mapping[int, Diagnosis] = field(default_factory=dict)
+    """Of arms by their place in `arms`, those that were diagnosed."""
 
     def difference(self, number: int) -> Float64[np.ndarray, "E O"]:
         """Edited minus unedited, of an arm by its place in `arms`."""
@@ -63,13 +67,17 @@ EFFECT_SCHEMA = pa.schema(
         ("n_random_latents", pa.int32()),
         ("mean_difference_effect", pa.float64()),
         ("d_z", pa.float64()),
+        ("specificity", pa.float64()),
+        *MEASURE_FIELDS,
     ]
 )
 """One row per concept, site, mode, dose and outcome. `difference` is edited minus base; `random_lo` and `random_hi` are
 the least and the largest mean difference of the random directions of the same mode and size; `random_latent_percentile`
 is among `n_random_latents` latents that are alike in size and firing rate, `mean_difference_effect` the difference that
 the label's difference of means makes at equal norm (both null where they were not played); `d_z` is the mean difference
-over its standard deviation."""
+over its standard deviation; `specificity` is the size of the effect over the root mean square of those on the other
+outcomes, all in standard deviations of unedited episodes. From `kl_replay` on it is what the arm does step by step
+(`interp.steering.diagnosis`), the same for all outcomes of an arm, and null for dose 0, which does nothing."""
 
 
 def effects_table(
@@ -113,6 +121,9 @@ def _rows(concept: ConceptTrials, number: int, *, seed: int) -> list[dict[str, o
     random_CO = _means(concept, arm, "random_direction")
     latent_CO = _means(concept, arm, "random_latent")
     plain_CO = _means(concept, arm, "diff_in_means")
+    effect_O = mean_O / spread(base_EO)
+    diagnosis = concept.diagnoses.get(number)
+    measured = {} if diagnosis is None else measures(diagnosis, seed=seed)
     percentile_O = percentile(mean_O, random_CO)
     latent_percentile_O = percentile(mean_O, latent_CO)
     return [
@@ -139,6 +150,8 @@ def _rows(concept: ConceptTrials, number: int, *, seed: int) -> list[dict[str, o
             "n_random_latents": len(latent_CO),
             "mean_difference_effect": float(plain_CO[0, o]) if len(plain_CO) else None,
             "d_z": float(mean_O[o] / sd_O[o]) if sd_O[o] > 0 else None,
+            "specificity": specificity(effect_O, o),
+            **measured,
         }
         for o, outcome in enumerate(concept.outcome_names)
     ]
@@ -149,6 +162,13 @@ def _means(concept: ConceptTrials, arm: Arm, rival: Rival) -> Float64[np.ndarray
     numbers = concept.rivals(arm, rival) if arm.dose else []
     means = [concept.difference(number).mean(0) for number in numbers]
     return np.array(means).reshape(len(means), len(concept.outcome_names))
+
+
+def specificity(effect_O: Float64[np.ndarray, " O"], target: int) -> float | None:
+    """|Δ_target| / √mean_j Δ_j² over the other outcomes j, in standard deviations; None if nothing else moves."""
+    others = np.delete(effect_O, target)
+    size = float(np.sqrt(np.mean(others**2))) if len(others) else 0.0
+    return abs(float(effect_O[target])) / size if size > 0 else None
 
 
 def percentile(

@@ -29,9 +29,9 @@ from scipy.stats import rankdata
 from interp.stats.bootstrap import bootstrap_mean, resample_weights
 from interp.stats.multiplicity import benjamini_hochberg
 from interp.stats.sign_flip import paired_sign_flip
-from interp.steering.arms import Rival
-from interp.steering.diagnosis import Diagnosis
-from interp.steering.effects import ConceptTrials, percentile
+from interp.steering.arms import BASELINES, Rival
+from interp.steering.diagnosis import MEASURE_FIELDS, Diagnosis, measures
+from interp.steering.effects import ConceptTrials, percentile, specificity
 from interp.steering.selection import Hypothesis, spread
 
 Verdict = Literal["causal", "sufficient only", "necessary only", "off-manifold", "no effect"]
@@ -114,27 +114,23 @@ VERDICT_SCHEMA = pa.schema(
         ("monotonicity", pa.float64()),
         ("monotonicity_lo", pa.float64()),
         ("monotonicity_hi", pa.float64()),
-        *(
-            (f"{name}{end}", pa.float64())
-            for name in (
-                "kl_replay",
-                "kl_on_policy",
-                "agreement",
-                "entropy_difference",
-                "off_manifold",
-                "out_of_range",
-                "divergence_step",
-            )
-            for end in ("", "_lo", "_hi")
-        ),
-        ("n_diagnosed", pa.int32()),
+        *MEASURE_FIELDS,
+        *((f"{kind}_effect", pa.float64()) for kind in BASELINES),
+        ("strongest_rival", pa.string()),
+        ("lead", pa.float64()),
+        ("lead_lo", pa.float64()),
+        ("lead_hi", pa.float64()),
+        ("beats", pa.string()),
         ("registration_id", pa.string()),
     ]
 )
 """One row per registered hypothesis; `verdict` is of its concept. KL and entropy are in nats, `divergence_step` in
 steps, shares from 0 to 1. `untrained_*` is the same edit on the policy before training. `specificity` is the size of
 the effect over the root mean square of those on the other outcomes, all in standard deviations of unedited episodes;
-`monotonicity` is Spearman's correlation of dose and effect along all added doses. Intervals are of episodes, at 95%."""
+`monotonicity` is Spearman's correlation of dose and effect along all added doses. Intervals are of episodes, at 95%.
+`<kind>_effect` is what the best feature of each baseline kind does in the arm's place, `lead` how much farther the arm
+moves the outcome in the registered direction than `strongest_rival` does either way, paired by episode; `beats` names
+the kinds that it surely moves farther than (`lead` below); all null if the label was not recorded."""
 
 
 def verdicts_table(
@@ -155,7 +151,7 @@ def verdicts_table(
     rows = []
     for h, row, q_value in zip(hypotheses, found, q, strict=True):
         row |= {"q_value": float(q_value)}
-        row |= _diagnosed(diagnoses[h], seed=seed)
+        row |= measures(diagnoses[h], seed=seed)
         outcome = by_concept[h.concept].outcome_names.index(h.outcome)
         if h in untrained:
             interval = bootstrap_mean(untrained[h][:, [outcome]], seed=seed)
@@ -237,14 +233,46 @@ def _evidence(concept: ConceptTrials, hypothesis: Hypothesis, *, seed: int) -> d
         "monotonicity": rho,
         "monotonicity_lo": rho_lo,
         "monotonicity_hi": rho_hi,
+        **lead(concept, number, o, hypothesis.sign, seed=seed),
     }
 
 
-def specificity(effect_O: Float64[np.ndarray, " O"], target: int) -> float | None:
-    """|Δ_target| / √mean_j Δ_j² over the other outcomes j, in standard deviations; None if nothing else moves."""
-    others = np.delete(effect_O, target)
-    size = float(np.sqrt(np.mean(others**2))) if len(others) else 0.0
-    return abs(float(effect_O[target])) / size if size > 0 else None
+def lead(
+    concept: ConceptTrials, number: int, outcome: int, sign: int, *, seed: int, level: float = 0.95
+) -> dict[str, Any]:
+    """How much farther an arm, by its place, moves the outcome, in the registered direction, than the baselines do.
+
+    A baseline counts by the size of its effect, whichever way it goes: what does nothing beats nothing. Paired by
+    episode. The lead over the strongest baseline has an interval of `level`; `beats` names the baselines that lie below
+    an interval corrected for their number (Bonferroni). Nothing if no baseline was played.
+    """
+    moved_E = sign * concept.difference(number)[:, outcome]
+    others = {
+        BASELINES[concept.arms[rival].number]: concept.difference(rival)[:, outcome]
+        for rival in concept.rivals(concept.arms[number], "baseline")
+    }
+    if not others:
+        return {}
+    ahead = {
+        kind: (moved_E - np.copysign(1.0, other_E.mean()) * other_E)[:, None]
+        for kind, other_E in others.items()
+    }
+    corrected = 1 - (1 - level) / len(others)
+    beaten = [
+        kind
+        for kind, one_E1 in ahead.items()
+        if bootstrap_mean(one_E1, seed=seed, level=corrected).lo[0] > 0
+    ]
+    strongest = max(others, key=lambda kind: abs(float(others[kind].mean())))
+    interval = bootstrap_mean(ahead[strongest], seed=seed, level=level)
+    return {
+        **{f"{kind}_effect": float(other_E.mean()) for kind, other_E in others.items()},
+        "strongest_rival": strongest,
+        "lead": float(interval.mean[0]),
+        "lead_lo": float(interval.lo[0]),
+        "lead_hi": float(interval.hi[0]),
+        "beats": ", ".join(beaten),
+    }
 
 
 def monotonicity(
@@ -274,27 +302,6 @@ def monotonicity(
 
     lo, hi = np.quantile(spearman(weight_BE @ difference_KE.T), [0.025, 0.975])
     return float(spearman(difference_KE.mean(1)[None])[0]), float(lo), float(hi)
-
-
-_DIAGNOSED = {
-    "kl_replay": "kl_replay_E",
-    "kl_on_policy": "kl_on_policy_E",
-    "agreement": "agreement_E",
-    "entropy_difference": "entropy_E",
-    "off_manifold": "off_manifold_E",
-    "out_of_range": "out_of_range_E",
-    "divergence_step": "divergence_step_E",
-}
-
-
-def _diagnosed(diagnosis: Diagnosis, *, seed: int) -> dict[str, Any]:
-    value_EM = np.stack([getattr(diagnosis, name) for name in _DIAGNOSED.values()], axis=1)
-    interval = bootstrap_mean(value_EM, seed=seed)
-    row: dict[str, Any] = {"n_diagnosed": interval.n_episodes}
-    for m, name in enumerate(_DIAGNOSED):
-        for end, value_M in zip(("", "_lo", "_hi"), interval[:3], strict=True):
-            row[name + end] = float(value_M[m])
-    return row
 
 
 def _tested(hypothesis: Hypothesis, row: Mapping[str, Any]) -> Tested:

@@ -9,26 +9,38 @@ import numpy as np
 import pytest
 
 from cluster import arms
+from cluster.arms import values_of
+from cluster.scoring import read_tracks
 from cluster.steering import conduct
 from cluster.store import Store
 from cluster.studio import Studio
+from interp.features.sources import neurons
 from tests.fakes.planted_policy import (
     CONFIG,
     FACTORY,
     GENERATOR,
     ITSELF,
+    LABELS,
     MINE,
     NEARBY,
     ORE,
+    SHADOW,
+    SITE,
     STANDS_STILL,
     Head,
+    asked_about,
     experiment,
     findings,
+    prepared,
     row_of,
+    verdict_of,
     verdicts,
 )
 
 pytestmark = [pytest.mark.mettagrid, pytest.mark.slow]
+SMALL = replace(
+    CONFIG, add_doses=(0.0, 1.0), selection_episodes=4, num_episodes=10, num_random_latents=2
+)
 
 
 def test_a_concept_that_the_head_reads_is_causal_and_one_that_is_only_remembered_is_not(
@@ -84,6 +96,41 @@ def test_taking_away_what_was_never_absent_is_off_the_manifold(store: Store) -> 
     taken = row_of(found, "landmark", "necessary")
     assert taken["confirmed"]
     assert taken["off_manifold"] > 0.9
+
+
+@pytest.mark.parametrize(("read", "shown"), [(GENERATOR, SHADOW), (SHADOW, GENERATOR)])
+def test_what_only_goes_with_a_used_concept_has_no_effect(
+    store: Store, read: int, shown: int
+) -> None:
+    """Generator and shadow are there at the same steps, and a score cannot tell them apart; steering can, whichever of
+    them the head reads. As neither was ever there without the other, what it shows is off the manifold."""
+    head = Head({("noop", read): 4.0}, {"noop": 0.5})
+    asked = experiment(store, head, (read, shown), SMALL)
+    tracks = read_tracks(
+        store, asked.recording_id, site=SITE, labels=("battery_proximity",), stride_steps=1
+    )
+    seen_N = tracks.label("battery_proximity")[tracks.mask_ES]
+    for latent in asked.latents:
+        value_N = values_of(latent, tracks.activation_ESD[tracks.mask_ES])
+        np.testing.assert_array_equal(value_N > 0, seen_N)
+    found = findings(store, asked)
+    used, idle = (latent.concept for latent in asked.latents)
+    assert (verdict_of(found, used), verdict_of(found, idle)) == ("off-manifold", "no effect")
+
+
+def test_a_unit_of_its_own_that_the_head_reads_is_causal_and_no_latent_beats_it(
+    store: Store,
+) -> None:
+    """Ore lies along an axis: the unit, as a feature, and the latent are the same edit."""
+    head = Head({("noop", ORE): 3.0}, {"noop": -0.5})
+    made = prepared(store, head)
+    tracks = read_tracks(store, made.recording_id, site=SITE, labels=(), stride_steps=1)
+    unit = neurons(SITE, tracks.activation_ESD[tracks.mask_ES]).steered(ORE, label=LABELS[ORE])
+    found = findings(store, asked_about(made, (unit,), SMALL))
+    assert verdicts(found) == {"carrying_ore": "causal"}
+    assert {row["features"] for row in found.verdicts.to_pylist()} == {"neuron"}
+    for row in found.verdicts.to_pylist():
+        assert "neuron" not in row["beats"].split(", ")
 
 
 def test_how_the_arms_are_divided_changes_nothing(store: Store, tmp_path, monkeypatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster import arms, policies
-from cluster.arms import PlayArms, Subject, divided, together
+from cluster.arms import DiagnoseArms, PlayArms, Subject, Surroundings, divided, together
 from cluster.staging import Split
 from cluster.steering import Experiment, conduct
 from cluster.store import Store
@@ -17,6 +17,7 @@ from interp.policies.bundle import PolicyBundle
 from interp.policies.ppo import architecture_for
 from interp.policies.token_lstm import TokenLstmPolicy
 from interp.steering.arms import Arm, SteeredLatent, SteeringConfig, own_arms
+from interp.steering.manifold import Manifold
 from interp.steering.trials import OTHERS_RETURN, RETURN, outcome_names, steered_agents
 from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.presets import arena, forage
@@ -118,6 +119,95 @@ def test_one_agent_or_a_team_may_be_steered_and_the_others_are_counted_apart(sto
     subject = Subject(policy_id=fresh(store), factory=FORAGE, labels=("landmark",), agents=(0,))
     outcome_XEO = played(store, subject=subject).run(Studio(store))
     assert outcome_XEO.shape == (5, 2, 3)
+
+
+def manifold() -> Manifold:
+    return Manifold.of(np.random.default_rng(0).standard_normal((300, 128)).astype(np.float32))
+
+
+def test_a_diagnosis_that_was_made_is_not_made_again(store: Store, monkeypatch) -> None:
+    task = DiagnoseArms(
+        subject=Subject(policy_id=fresh(store), factory=FORAGE, labels=("landmark",)),
+        arms=tuple(arm for arm in own_arms(LATENT, CONFIG) if arm.dose),
+        env_seeds=(1, 2),
+        manifold={"lstm.h": manifold()},
+    )
+    made = task.run(Studio(store))
+    monkeypatch.setattr(arms, "diagnose", lambda *_, **__: pytest.fail("made again"))
+    for one, other in zip(made, task.run(Studio(store)), strict=True):
+        for name in one.__slots__:
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        replace(task, env_seeds=(1, 3)).run(Studio(store))
+
+
+def test_what_concepts_are_compared_with_is_kept_to_the_last_bit() -> None:
+    odd = replace(LATENT, scale=0.1 + 0.2, threshold=-np.inf, read_bias=1 / 3)
+    around = Surroundings(
+        others={"landmark:0": (LATENT, odd), "ore:1": ()},
+        mean_difference={"landmark:0": DIRECTION, "ore:1": 0 * DIRECTION},
+        manifold={"lstm.h": manifold()},
+        baselines={"landmark:0": {"probe": odd}, "ore:1": {}},
+    )
+    again = Surroundings.of(around.arrays())
+
+    def content(value: object) -> object:
+        match value:
+            case np.ndarray():
+                return value.dtype.str, value.tolist()
+            case dict():
+                return {key: content(one) for key, one in value.items()}
+            case tuple():
+                return [content(one) for one in value]
+            case SteeredLatent() | Manifold():
+                return {name: content(getattr(value, name)) for name in value.__slots__}
+        return value
+
+    assert content(tuple(again)) == content(tuple(around))
+
+
+class EnoughSeen(Exception):
+    """The selection is over."""
+
+
+def test_an_arm_that_is_settled_plays_no_further_round(store: Store) -> None:
+    """One acts at once, one surely does nothing, one stays open until the episodes are used up."""
+    policy_id = fresh(store)
+    asked = Experiment(
+        policy_id=policy_id,
+        policy_name="fresh",
+        untrained_id=policy_id,
+        factory=FORAGE,
+        recording_id="r-0",
+        dict_id=None,
+        split=Split(),
+        latents=(LATENT,),
+        config=replace(CONFIG, clamp_doses=(0.0, 1.0)),
+        labels=(),
+        seed=0,
+    )
+    rounds: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+
+    def make(tasks):
+        if not all(isinstance(task, PlayArms) for task in tasks):
+            raise EnoughSeen
+        (task,) = tasks
+        rounds.append((tuple(arm.mode for arm in task.arms), task.env_seeds))
+        generator = np.random.default_rng(task.env_seeds[0])
+        base_EO = generator.standard_normal((len(task.env_seeds), 2))
+        moved = {
+            "add": 20 + 0.1 * generator.standard_normal(base_EO.shape),
+            "clamp": np.zeros(base_EO.shape),
+            "ablate": 0.3 * generator.standard_normal(base_EO.shape),
+        }
+        return [np.stack([base_EO, *(base_EO + moved[arm.mode] for arm in task.arms)])]
+
+    with pytest.raises(EnoughSeen):
+        conduct(store, [asked], make)
+    assert [modes for modes, _ in rounds] == [("add", "clamp", "ablate"), ("ablate",), ("ablate",)]
+    assert [seeds for _, seeds in rounds] == [
+        tuple(range(start, start + 4)) for start in (25_000, 25_004, 25_008)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,18 @@
 
 The network sees a generator close by, a mine, itself, carried ore, and odds and ends. Its gates are open and
 its recurrent weights zero, so h is nearly `MIXING @ x`: each concept lies along a direction of its own, none of which
-is an axis and two of which overlap. Ore alone has a unit to itself, which never forgets. The dictionary is the inverse
-of that matrix; the head is written by each test.
+is an axis and two of which overlap. Ore alone has a unit to itself, which never forgets. A shadow is there whenever a
+generator is, along a direction that is not the generator's. The dictionary is the inverse of that matrix, unless a test
+trains one; the head is written by each test.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from cluster import dictionaries, policies, recordings
 from cluster.recorder import RecordingConfig, RecordShard, plan_recording
@@ -25,18 +27,19 @@ from interp.features.sources import latents
 from interp.policies.bundle import PolicyBundle
 from interp.policies.ppo import architecture_for
 from interp.policies.token_lstm import TokenLstmPolicy
-from interp.steering.arms import SteeringConfig
+from interp.steering.arms import SteeredLatent, SteeringConfig
 from interp.worlds.mettagrid import MettagridFactory
 from interp.worlds.presets import forage
 
 SITE = "lstm.h"
 HIDDEN = 32
-GENERATOR, MINE, ITSELF, NEARBY, ORE = 0, 1, 2, 3, HIDDEN - 1
+GENERATOR, MINE, ITSELF, NEARBY, SHADOW, ORE = 0, 1, 2, 3, HIDDEN - 2, HIDDEN - 1
 LABELS = {
     GENERATOR: "battery_proximity",
     MINE: "landmark",
     ITSELF: "landmark",  # of no meaning: it always holds
     ORE: "carrying_ore",
+    SHADOW: "battery_proximity",
 }
 GAIN = 0.4
 """Small, so that the two hyperbolic tangents between x and h are nearly straight lines."""
@@ -116,7 +119,8 @@ def planted(head: Head) -> TokenLstmPolicy:
         generator = np.random.default_rng(0)
         table[rows((centre, features["tag"], tags.index("type:agent"))), ITSELF] = 1
         table[rows(*things("generator", 3)), NEARBY] = 1
-        for number in range(NEARBY + 1, ORE):
+        table[rows(*things("generator", 2)), SHADOW] = 1
+        for number in range(NEARBY + 1, SHADOW):
             thing = tags.index(generator.choice(["type:agent", "type:altar", "type:mine"]))
             cells = generator.integers(0, architecture.window_rows, (8, 2))
             seen = [(row << 4 | col, features["tag"], thing) for row, col in cells.tolist()]
@@ -179,8 +183,12 @@ class Prepared:
     dict_id: str
 
 
-def prepared(store: Store, head: Head) -> Prepared:
-    """The policy, a fresh one, a recording and its dictionary."""
+Training = Callable[[Float32[np.ndarray, "N D"]], Dictionary]
+"""Makes a dictionary of recorded activations."""
+
+
+def prepared(store: Store, head: Head, train: Training | None = None) -> Prepared:
+    """The policy, a fresh one, a recording and its dictionary: the exact inverse, or a trained one."""
     studio = Studio(store)
     policy = planted(head)
     policy_id = kept(store, policy, "planted")
@@ -197,21 +205,46 @@ def prepared(store: Store, head: Head) -> Prepared:
     for shard in recordings.missing_shards(store, plan):
         studio.run(RecordShard(plan=plan, shard=shard, factory=FACTORY))
     recordings.commit(store, plan)
+    known = dictionary()
+    if train is not None:
+        tracks = read_tracks(store, plan.recording_id, site=SITE, labels=(), stride_steps=1)
+        known = train(tracks.activation_ESD[tracks.mask_ES])
     return Prepared(
         policy_id=policy_id,
         untrained_id=kept(store, untrained, "untrained"),
         recording_id=plan.recording_id,
-        dict_id=dictionaries.save(store, "d-" + "0" * 16, dictionary(), {}).dict_id,
+        dict_id=dictionaries.save(store, "d-" + "0" * 16, known, {}).dict_id,
     )
 
 
 def experiment(
-    store: Store, head: Head, concepts: tuple[int, ...], config: SteeringConfig = CONFIG
+    store: Store,
+    head: Head,
+    concepts: tuple[int, ...],
+    config: SteeringConfig = CONFIG,
+    *,
+    train: Training | None = None,
 ) -> Experiment:
-    """What is asked about some of its concepts."""
-    made = prepared(store, head)
+    """What is asked about some of its concepts; of a trained dictionary about the latents that lie along them."""
+    made = prepared(store, head, train)
     tracks = read_tracks(store, made.recording_id, site=SITE, labels=(), stride_steps=1)
-    known = latents(dictionary(), tracks.activation_ESD[tracks.mask_ES])
+    known = latents(dictionaries.load(store, made.dict_id), tracks.activation_ESD[tracks.mask_ES])
+    place = {concept: concept for concept in concepts}
+    if train is not None:
+        length_F = np.maximum(np.linalg.norm(known.write_FD, axis=1), 1e-12)
+        along_FC = known.write_FD @ MIXING / length_F[:, None]
+        place = {concept: int(along_FC[:, concept].argmax()) for concept in concepts}
+    return asked_about(
+        made,
+        tuple(known.steered(place[concept], label=LABELS[concept]) for concept in concepts),
+        config,
+    )
+
+
+def asked_about(
+    made: Prepared, features: tuple[SteeredLatent, ...], config: SteeringConfig = CONFIG
+) -> Experiment:
+    """An experiment on features of any kind."""
     return Experiment(
         policy_id=made.policy_id,
         policy_name="planted",
@@ -221,7 +254,7 @@ def experiment(
         recording_id=made.recording_id,
         dict_id=made.dict_id,
         split=Split(),
-        latents=tuple(known.steered(concept, label=LABELS[concept]) for concept in concepts),
+        latents=features,
         config=config,
         labels=("exploration",),
         seed=0,
@@ -236,6 +269,12 @@ def findings(store: Store, asked: Experiment) -> Findings:
 
 def verdicts(found: Findings) -> dict[str, str]:
     return {row["label"]: row["verdict"] for row in found.verdicts.to_pylist()}
+
+
+def verdict_of(found: Findings, concept: str) -> str:
+    """Where two concepts have one label."""
+    (word,) = {row["verdict"] for row in found.verdicts.to_pylist() if row["concept"] == concept}
+    return word
 
 
 def row_of(found: Findings, label: str, claim: str) -> dict:

@@ -1,6 +1,7 @@
 """A latent is ahead of what it beats, level with what does as well, and is compared on the same episodes only."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from interp.concepts.rivals import (
     compare,
     feature_sets,
     standings,
+    steered_rivals,
     values,
     verdict,
 )
 from interp.concepts.scoring import auroc
 from interp.concepts.tracks import Tracks
+from interp.steering.arms import BASELINES
 
 E, S, D = 30, 40, 8
 
@@ -115,3 +118,34 @@ def test_rivals_of_other_episodes_are_refused(rivals) -> None:
     auroc_L, influence_EL = scored(held_out.activation_ESD[..., 1], held_out)
     with pytest.raises(ValueError, match=r"neuron was scored on 30 episodes and the latents on 29"):
         compare(auroc_L, influence_EL[:-1], found, seed=0)
+
+
+def test_rivals_to_steer_against_are_turned_towards_the_label() -> None:
+    """Units 1 and 3 fall where the label holds: more of the best unit is less of that unit."""
+    train = tracks(0)
+    found = steered_rivals(train, site="lstm.h", num_pca=4, sparse_units=2)["planted"]
+    assert tuple(found) == BASELINES
+    label_ES = train.label_ESL[..., 0]
+    for kind, one in found.items():
+        value_ES = train.activation_ESD @ one.read_D + one.read_bias
+        assert value_ES[label_ES].mean() > value_ES[~label_ES].mean(), kind
+        assert value_ES.mean() == pytest.approx(0, abs=1e-3)
+        np.testing.assert_array_equal(one.write_D, one.read_D)
+    assert found["neuron"].latent in (1, 2, 3)
+    planted_D = np.array([1, -1, 1, -1, 0, 0, 0, 0]) / 2
+    assert found["probe"].write_D @ planted_D > 0.8
+
+
+def test_a_label_that_never_varies_has_nothing_to_steer_against() -> None:
+    train = tracks(0)
+    always = replace(train, label_ESL=np.ones_like(train.label_ESL))
+    assert steered_rivals(always, site="lstm.h", num_pca=2, sparse_units=2) == {"planted": {}}
+    assert (
+        steered_rivals(
+            replace(train, label_ESL=train.label_ESL[..., :0], label_names=()),
+            site="lstm.h",
+            num_pca=2,
+            sparse_units=2,
+        )
+        == {}
+    )

@@ -13,6 +13,8 @@ from interp.concepts.naming import NOTHING
 from interp.concepts.rivals import CONTROLS
 from interp.records import Window
 from interp.report.document import Clip, Report
+from interp.steering.arms import BASELINES
+from interp.steering.diagnosis import MEASURES
 from interp.steering.effects import EFFECT_SCHEMA
 from interp.steering.splicing import SPLICE_SCHEMA
 from interp.steering.verdicts import VERDICT_SCHEMA
@@ -107,6 +109,7 @@ def concept_row(latent: int, label: str, auroc: float, *, named: bool) -> dict:
         "f1": 0.4321,
         "threshold": 0.1,
         "base_rate": 0.125,
+        "selectivity": 0.4,
         "firing_rate": 0.25,
         "precision": 0.5,
         "scale": 2.0,
@@ -140,6 +143,16 @@ def concept_row(latent: int, label: str, auroc: float, *, named: bool) -> dict:
     }
 
 
+MEASURED = {
+    **dict.fromkeys(MEASURES, 0.0),
+    "off_manifold": 0.011,
+    "kl_replay": 0.345,
+    "kl_on_policy": 0.345,
+    "divergence_step": 7.25,
+    "n_diagnosed": 10,
+}
+
+
 def effect_row(mode: str, dose: float, outcome: str) -> dict:
     return {
         **IDENTITY,
@@ -161,6 +174,8 @@ def effect_row(mode: str, dose: float, outcome: str) -> dict:
         "n_episodes": 12,
         "random_lo": -0.2 if dose else None,
         "random_hi": 0.3 if dose else None,
+        "specificity": 2.5,
+        **(MEASURED if dose else {}),
     }
 
 
@@ -186,10 +201,13 @@ def verdict_row(claim: str, mode: str, *, confirmed: bool) -> dict:
         "n_episodes": 16,
         "random_direction_percentile": 100.0,
         "random_latent_percentile": None,
-        "off_manifold": 0.011,
-        "kl_replay": 0.345,
-        "divergence_step": 7.25,
-        "n_diagnosed": 10,
+        **MEASURED,
+        **{f"{kind}_effect": 0.1234 for kind in BASELINES},
+        "strongest_rival": "probe",
+        "lead": 0.3333,
+        "lead_lo": 0.2,
+        "lead_hi": 0.4,
+        "beats": ", ".join(BASELINES) if confirmed else "neuron, pca",
         "registration_id": "g-0123",
     }
 
@@ -280,6 +298,10 @@ def window(label: str) -> Window:
         action_T=np.ones(12, np.int32),
         action_names=("noop", "move"),
         reward_T=np.zeros(12, np.float32),
+        whole_latent_S=np.concatenate([np.zeros(10), np.linspace(0, 3, 12), np.zeros(18)]).astype(
+            np.float32
+        ),
+        whole_label_S=np.arange(40) % 2 == 0,
     )
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pyarrow as pa
+import pytest
 
 from interp.identity import canonical_json
 from interp.report.cards import cards
@@ -31,8 +32,33 @@ def test_episodes_are_kept_as_seeds_and_values_not_as_pictures(report) -> None:
     )
     assert len(first["latent"]) == 12
     assert "map" not in json.dumps(card)
-    assert card["clip"]["arm"] == "add 1 at lstm.c"
-    assert card["clip"]["before"]["env_seed"] == card["clip"]["after"]["env_seed"]
+    (clip,) = card["clips"]
+    assert clip["arm"] == "add 1 at lstm.c"
+    assert clip["before"]["env_seed"] == clip["after"]["env_seed"]
+
+
+def test_an_episode_has_the_latent_around_its_peak_and_over_all_of_it(report) -> None:
+    (card,) = cards(report).values()
+    first = card["episodes"][0]
+    assert (len(first["latent"]), len(first["whole_latent"])) == (12, 40)
+    assert first["whole_latent"][10:22] == first["latent"]
+    assert first["whole_label_holds"][10:22] == first["label_holds"]
+
+
+def test_every_label_of_the_latent_stands_beside_its_null(report) -> None:
+    """0.9137 with a selectivity of 0.4 is 0.0137 beyond 1/2 on labels of other episodes."""
+    (card,) = cards(report).values()
+    (row,) = card["labels"]
+    assert row["null_auroc"] == pytest.approx(0.5137)
+
+
+def test_every_dose_says_how_it_works(report) -> None:
+    (card,) = cards(report).values()
+    for row in card["dose_response"]:
+        assert (row["off_manifold"], row["kl_on_policy"]) == (
+            (0.011, 0.345) if row["dose"] else (None, None)
+        )
+        assert "specificity" in row and "divergence_step" in row
 
 
 def test_what_has_no_value_is_null(report) -> None:

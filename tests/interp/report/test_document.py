@@ -234,3 +234,19 @@ def test_what_is_left_of_the_play_stands_beside_the_dictionary(report, empty) ->
     assert "Does the policy still play with it?" in text
     assert "forage-s0 lstm.c dictionary 2.500 2.438–2.562 0.875 0.812–0.938 – ––– 0.500" in text
     assert "Does the policy still play with it?" not in text_of(empty)
+
+
+def test_claims_stand_beside_the_baselines_in_their_place(report) -> None:
+    said = text_of(report)
+    assert "+0.333 (+0.200 to +0.400) 5 of 5" in said
+    assert "+0.333 (+0.200 to +0.400) 2 of 5" in said
+    assert said.count("≈ +0.123") == 3  # what the second claim does not beat
+    unknown = changed(report.verdicts, strongest_rival=None, beats=None, probe_effect=None)
+    assert "lead over strongest" not in text_of(replace(report, verdicts=unknown))
+
+
+def test_every_arm_says_how_it_works_and_the_latent_what_its_nulls_are(report) -> None:
+    said = text_of(report)
+    assert "add −1.0 1.1 % 0.0 % 0.345 0.345 0.0 % +0.000 7.2 10" in said
+    assert "Latent 3 against all 1 labels" in said
+    assert "0.914 0.892 to 0.932 0.514 0.001 0.0123 episode permutation 12.5 % 40" in said

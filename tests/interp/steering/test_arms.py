@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from interp.steering.arms import Arm, SteeredLatent, SteeringConfig, arms, random_directions
+from interp.steering.arms import (
+    BASELINES,
+    Arm,
+    SteeredLatent,
+    SteeringConfig,
+    arms,
+    baseline_arms,
+    random_directions,
+)
 
 D = 8
 CONFIG = SteeringConfig(add_doses=(-2.0, -0.5, 0.0, 2.0), num_random_directions=20)
@@ -117,3 +125,26 @@ def test_more_or_less_than_the_whole_latent_cannot_be_ablated(dose) -> None:
 
 def test_env_seeds_are_consecutive() -> None:
     assert list(SteeringConfig(first_env_seed=50, num_episodes=10).env_seeds) == list(range(50, 60))
+
+
+def test_a_baseline_is_a_feature_of_its_own_that_adds_as_much_as_the_arm() -> None:
+    unit = replace(
+        LATENT,
+        kind="neuron",
+        scale=9.0,
+        write_D=np.eye(D, dtype=np.float32)[2],
+        read_D=np.eye(D, dtype=np.float32)[2],
+    )
+    for mode in ("add", "clamp"):
+        beside = next(arm for arm in arms(LATENT, CONFIG, seed=0) if arm.mode == mode and arm.dose)
+        (rival,) = baseline_arms({"probe": unit}, beside)
+        assert (rival.rival, BASELINES[rival.number]) == ("baseline", "probe")
+        assert (rival.mode, rival.dose, rival.site) == (mode, beside.dose, beside.site)
+        np.testing.assert_array_equal(rival.edit.read_D, unit.read_D)
+        length, wanted = (
+            arm.edit.coefficients[0] * np.linalg.norm(arm.edit.write_D) for arm in (rival, beside)
+        )
+        assert length == pytest.approx(wanted)
+    ablated = next(arm for arm in arms(LATENT, CONFIG, seed=0) if arm.mode == "ablate" and arm.dose)
+    (rival,) = baseline_arms({"neuron": unit}, ablated)
+    assert rival.edit.coefficients == ablated.edit.coefficients == (0.0, -1.0, 0.0)

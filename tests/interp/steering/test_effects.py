@@ -11,6 +11,7 @@ from interp.stats.bootstrap import bootstrap_mean
 from interp.stats.multiplicity import benjamini_hochberg
 from interp.stats.sign_flip import paired_sign_flip
 from interp.steering.arms import SteeredLatent, SteeringConfig, arms
+from interp.steering.diagnosis import Diagnosis
 from interp.steering.effects import ConceptTrials, effects_table
 from interp.steering.trials import (
     NoOpViolationError,
@@ -247,3 +248,25 @@ def test_outcomes_lie_under_their_arm_and_seed_whatever_the_order_of_arrival(mon
 def test_no_outcome_is_reported_when_dose_zero_is_not_nothing(monkeypatch) -> None:
     with pytest.raises(NoOpViolationError, match="no effect is reported"):
         play(monkeypatch, broken_dose_zero=True)
+
+
+def test_every_arm_but_dose_zero_says_how_it_works_and_every_outcome_how_specific_it_is() -> None:
+    """Effects of 3 and 1 standard deviations: 3 of specificity on the one outcome, 1/3 on the other."""
+    one = trials()
+    base_EO = one.outcome_XEO[0]
+    sd_O = base_EO.std(0, ddof=1)
+    one.outcome_XEO[own("add", 1.0)] = base_EO + np.array([3.0, -1.0]) * sd_O
+    columns = {name: np.linspace(0, 1, 10) for name in Diagnosis.__slots__}
+    place = {n: Diagnosis(**columns) for n, arm in enumerate(ARMS) if not arm.rival and arm.dose}
+    rows = table(replace(one, diagnoses=place))
+    assert row(rows, "add", 1.0, OUTCOMES[0])["specificity"] == pytest.approx(3)
+    assert row(rows, "add", 1.0, OUTCOMES[1])["specificity"] == pytest.approx(1 / 3)
+    for found in rows:
+        assert found["off_manifold"] == (pytest.approx(0.5) if found["dose"] else None)
+        assert found["n_diagnosed"] == (10 if found["dose"] else None)
+    plain = table(one)
+    for with_diagnosis, without in zip(rows, plain, strict=True):
+        shared = ("difference", "lo", "hi", "p_value", "q_value", "random_direction_percentile")
+        np.testing.assert_equal(
+            [with_diagnosis[name] for name in shared], [without[name] for name in shared]
+        )

@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 
 from interp.steering.arms import (
+    BASELINES,
     SteeredLatent,
     SteeringConfig,
     arms,
+    baseline_arms,
     mean_difference_arm,
     random_latent_arms,
 )
 from interp.steering.diagnosis import Diagnosis
-from interp.steering.effects import ConceptTrials
+from interp.steering.effects import ConceptTrials, specificity
 from interp.steering.selection import Claim, Hypothesis, Tried, hypotheses, tried
 from interp.steering.verdicts import (
     Tested as Evidence,
     find_arm,
     monotonicity,
-    specificity,
     verdict,
     verdicts_table,
 )
@@ -101,8 +102,15 @@ def test_what_only_works_where_training_never_was_is_off_the_manifold() -> None:
     assert verdict([replace(MORE, off_manifold=0.05), LESS]) == "causal"
 
 
-def trials(effect_of: dict[tuple[str, float], float], *, random: float = 0.0) -> ConceptTrials:
-    """Outcomes in which the latent's arms move combat by so much, and random directions by at most `random`."""
+def trials(
+    effect_of: dict[tuple[str, float], float],
+    *,
+    random: float = 0.0,
+    baselines: dict[str, float] | None = None,
+) -> ConceptTrials:
+    """Outcomes in which the latent's arms move combat by so much, random directions by at most `random`, and the
+    baselines by a share of what the latent does."""
+    kinds = baselines or {}
     generator = np.random.default_rng(0)
     played = arms(LATENT, CONFIG, seed=0)
     for kind in get_args(Claim):
@@ -110,10 +118,13 @@ def trials(effect_of: dict[tuple[str, float], float], *, random: float = 0.0) ->
         others = [replace(LATENT, latent=n) for n in (5, 6)]
         played += random_latent_arms(others, claimed)
         played.append(mean_difference_arm(claimed, np.eye(D, dtype=np.float32)[0]))
+        played += baseline_arms(dict.fromkeys(kinds, LATENT), claimed)
     base_EO = generator.standard_normal((E, 2))
     rows = [base_EO]
     for arm in played:
         size = random if arm.rival else effect_of.get((arm.mode, arm.dose), 0.0)
+        if arm.rival == "baseline":
+            size = kinds[BASELINES[arm.number]] * effect_of[arm.mode, arm.dose]
         wobble = 0.01 * generator.standard_normal((E, 2)) if size else 0.0
         rows.append(base_EO + np.array([0.0, size]) + wobble)
     return ConceptTrials(
@@ -163,6 +174,23 @@ def test_random_directions_that_do_as_much_take_the_verdict_away() -> None:
     rows = table(trials(EFFECT, random=1.2), (1, -1))
     assert {row["verdict"] for row in rows} == {"no effect"}
     assert {row["random_direction_percentile"] for row in rows} == {0}
+
+
+def test_the_table_says_which_baselines_a_claim_is_ahead_of() -> None:
+    """Farther in the registered direction than the baseline goes in any; the necessary claim lowers combat."""
+    shares = {"neuron": 0.5, "pca": 1.0, "diff_in_means": -0.2, "probe": -1.5}
+    more, less = table(trials(EFFECT, baselines=shares), (1, -1))
+    for row, effect in ((more, 1.0), (less, -0.8)):
+        assert row["beats"] == "neuron, diff_in_means"
+        assert row["strongest_rival"] == "probe"
+        assert row["lead"] == pytest.approx(-0.5 * abs(effect), abs=0.03)
+        assert row["lead_lo"] < row["lead"] < row["lead_hi"] < 0
+        assert row["neuron_effect"] == pytest.approx(0.5 * effect, abs=0.02)
+        assert row["sparse_probe_effect"] is None
+    for row in table(trials(EFFECT, baselines=shares), (-1, 1)):  # registered the other way
+        assert row["beats"] == ""
+    (none, _) = table(trials(EFFECT), (1, -1))
+    assert none["beats"] is None and none["lead"] is None
 
 
 def test_a_claim_is_found_again_among_the_arms() -> None:
