@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64
 
 from cluster import dictionaries
 from cluster.features import NUM_PCA, SPARSE_UNITS
-from cluster.placement import Device
+from cluster.placement import Device, in_identity
 from cluster.results import CODE_VERSION
 from cluster.scoring import read_tracks
 from cluster.staging import Split
@@ -52,8 +52,8 @@ class Subject:
 
     @property
     def device_config(self) -> dict[str, str]:
-        """What the device adds to an identity; nothing for processors."""
-        return {} if self.device == "cpu" else {"device": self.device}
+        """What the device adds to an identity."""
+        return in_identity(self.device)
 
     @property
     def outcome_names(self) -> tuple[str, ...]:
@@ -97,10 +97,9 @@ class PlayArms:
         if (found := kept.find()) is not None:
             return found["outcome"]
         subject = self.subject
-        studio.check_device(subject.device)
         fast = fitting_worlds(subject.factory.spec, {}, (1 + len(self.arms)) * len(self.env_seeds))
         outcome_XEO = play_arms(
-            studio.policy(subject.policy_id),
+            studio.policy(subject.policy_id, subject.device),
             studio.world(subject.factory, self.num_worlds or fast),
             self.arms,
             self.env_seeds,
@@ -417,8 +416,7 @@ class DiagnoseArms:
 
     def _play(self, studio: Studio) -> list[Diagnosis]:
         factory = self.subject.factory
-        studio.check_device(self.subject.device)
-        policy = studio.policy(self.subject.policy_id)
+        policy = studio.policy(self.subject.policy_id, self.subject.device)
         widths = {site: policy.sites[site] for site in {arm.site for arm in self.arms}}
         trials = (1 + len(self.arms)) * len(self.env_seeds)
         return diagnose(

@@ -62,13 +62,14 @@ class ShowEdits:
                 "arms": [[one.concept, identity_of(arm.edit)] for one, arm in self.claimed],
                 "agents": self.subject.agents,
                 "env_seeds": list(self.env_seeds),
+                **self.subject.device_config,
             },
             {"policy": self.subject.policy_id, "registration": self.registration_id},
         )
 
     def run(self, studio: Studio) -> pa.Table:
         subject = self.subject
-        policy = studio.policy(subject.policy_id)
+        policy = studio.policy(subject.policy_id, subject.device)
         name = policies.read_card(studio.store, subject.policy_id).name
         sites = tuple(sorted({arm.site for _, arm in self.claimed}))
         ways = [(), *((arm.edit,) for _, arm in self.claimed)]

@@ -15,6 +15,7 @@ import numpy as np
 from cluster import recordings
 from cluster.backends import Corrupt
 from cluster.notes import Note, silent
+from cluster.placement import Device, device_of, in_identity
 from cluster.staging import Split, read_rows, stage
 from cluster.store import Store
 from cluster.studio import Studio
@@ -39,9 +40,15 @@ class SweepResult:
 
 
 def dictionary_id(
-    recording_id: str, site: str, config: SaeConfig, *, split: Split, seed: int
+    recording_id: str,
+    site: str,
+    config: SaeConfig,
+    *,
+    split: Split,
+    seed: int,
+    device: Device = "cpu",
 ) -> str:
-    """Same rows, same config, same seed: same dictionary."""
+    """Same rows, same config, same seed, same kind of device: same dictionary."""
     return content_id(
         "d",
         {
@@ -50,6 +57,7 @@ def dictionary_id(
             "config": config.to_dict(),
             "split": asdict(split),
             "seed": seed,
+            **in_identity(device),
         },
     )
 
@@ -167,9 +175,15 @@ def _measured(
 
 
 def sweep_id(
-    recording_id: str, site: str, configs: Sequence[SaeConfig], *, split: Split, seed: int
+    recording_id: str,
+    site: str,
+    configs: Sequence[SaeConfig],
+    *,
+    split: Split,
+    seed: int,
+    device: Device = "cpu",
 ) -> str:
-    """Same rows, same configs, same seed: same sweep."""
+    """Same rows, same configs, same seed, same kind of device: same sweep."""
     return content_id(
         "w",
         {
@@ -178,6 +192,7 @@ def sweep_id(
             "configs": [config.to_dict() for config in configs],
             "split": asdict(split),
             "seed": seed,
+            **in_identity(device),
         },
     )
 
@@ -209,13 +224,16 @@ def run_sweep(
     target_l0: tuple[float, float] | None,
     max_concurrent: int,
     max_losses: int = MAX_LOSSES,
+    gpus_per_trial: float = 0.0,
     on_progress: Callable[[TrialProgress], None] | None = None,
 ) -> SweepResult:
     """Trains all configs on one recording with Ray Tune, keeps the chosen dictionary and the figures of all trials.
 
-    Resumes a sweep that was cut short. `target_l0` is the range of latents per row that a dictionary should use.
+    Resumes a sweep that was cut short. `target_l0` is the range of latents per row that a dictionary should use. With
+    `gpus_per_trial` trials compute on GPUs, and the sweep and its dictionary have ids of their own.
     """
-    identity = sweep_id(recording_id, site, configs, split=split, seed=seed)
+    device = device_of(gpus_per_trial)
+    identity = sweep_id(recording_id, site, configs, split=split, seed=seed, device=device)
     staged = stage(store, recording_id, site, split)
     results = sweep(
         configs,
@@ -229,6 +247,7 @@ def run_sweep(
         restage=partial(stage, store, recording_id, site, split),
         max_concurrent=max_concurrent,
         max_losses=max_losses,
+        gpus_per_trial=gpus_per_trial,
         on_progress=on_progress,
     )
     trials = tuple(
@@ -244,7 +263,7 @@ def run_sweep(
     chosen = choose(results, target_l0=target_l0)
     entry = save(
         store,
-        dictionary_id(recording_id, site, chosen.config, split=split, seed=seed),
+        dictionary_id(recording_id, site, chosen.config, split=split, seed=seed, device=device),
         load_dictionary(chosen),
         {
             "recording": recording_id,

@@ -4,7 +4,7 @@
 * recordings that were begun and never finished, if they are named, or have not changed for some days;
 * staged activations of this machine whose recording is gone or which were not used for some days, and what a cut-short
   staging left;
-* notes in scratch: of jobs that were killed and not heard of for a day, and of shards that were set aside and of which the
+* notes in scratch: of jobs that were killed and not heard of for a day, and of shards that were set aside and whose
   recording was finished or removed since.
 
 What a study, a dictionary, a table or another recording names is never garbage. Ages of objects are differences between

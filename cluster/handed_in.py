@@ -1,4 +1,7 @@
-"""What a job that was handed in asks of the cluster before it works, by reference: names and folders, never values."""
+"""What a job that was handed in asks of the cluster before it works, by reference: names and folders, never values.
+
+And what no job may do, handed in by us or by `ray job submit`: keep its work in the folder that goes with it.
+"""
 
 import os
 from collections.abc import Sequence
@@ -8,6 +11,8 @@ VARIABLES = "SPARSIGHT_NEEDS_VARIABLES"
 """Names of environment variables that the head must have, separated by commas."""
 FOLDER = "SPARSIGHT_NEEDS_FOLDER"
 """A folder that the machine of the head must have: the store, where that is one."""
+_UNPACKED = "working_dir_files"
+"""Where Ray's nodes keep the working directories of jobs."""
 UNAUTHENTICATED = "SPARSIGHT_ALLOW_UNAUTHENTICATED"
 """1 if a cluster without a token may be joined."""
 
@@ -33,4 +38,23 @@ def check_needs() -> None:
         raise ValueError(
             f"the head's machine has no folder {folder}: it is not the machine that submitted. Use a store that both "
             "reach: s3://bucket/prefix"
+        )
+
+
+def unpacked_in() -> Path | None:
+    """The folder into which Ray has unpacked the code of this job, and which it removes after it; None elsewhere."""
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if folder.parent.name == _UNPACKED:
+            return folder
+    return None
+
+
+def check_lasting(option: str, path: Path) -> None:
+    """Raises ValueError if what is written there would be removed with the job."""
+    folder = unpacked_in()
+    if folder is not None and path.expanduser().resolve().is_relative_to(folder):
+        raise ValueError(
+            f"{option} {path} lies in {folder}, into which Ray has unpacked this job and which it removes afterwards; "
+            "say --store s3://bucket/prefix, or the absolute path of a folder that every node has"
         )

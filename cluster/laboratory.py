@@ -22,7 +22,7 @@ from cluster.evolution import ScoreCheckpoint, lineage_table
 from cluster.logs import Journal
 from cluster.metrics import Metrics, SweepMetrics, TrainingMetrics
 from cluster.notes import Note, silent
-from cluster.placement import check_gpus
+from cluster.placement import check_gpus, check_placement, device_of
 from cluster.pool import ATTEMPTS, Pool, Several, Unwatched, Watcher
 from cluster.pulse import Pulse
 from cluster.quarantine import Quarantine
@@ -64,16 +64,18 @@ class Laboratory:
         say: Callable[[str], None] = lambda _: None,
         gpus_per_actor: float = 0.0,
         attempts: int = ATTEMPTS,
+        gpus_per_trial: float = 0.0,
         study: str | None = None,
     ) -> None:
         """`factories` are the functions that may build networks, in this process and in its actors.
 
         `say` is told of the Ray that is started or joined, in one line.
 
-        `worlds_per_actor` are played at once while recording, by default as many as are fast. With `gpus_per_actor`,
-        perhaps a part of one, actors compute policies there, and only what was planned for device "cuda". `attempts` is
-        how often a task is tried whose actor was lost; a training is begun once more, and the trial of a sweep twice
-        as often. `study` is what the work is for, as heartbeats and logs tell it.
+        `worlds_per_actor` are played at once while recording, by default as many as are fast. Actors with
+        `gpus_per_actor`, perhaps a part of one, compute there what was planned for device "cuda", and all else on
+        their cores; with `gpus_per_trial` the trials of sweeps and searches compute there. `study` is what the work is
+        for, as heartbeats and logs tell it. `attempts` is how often
+        a task is tried whose actor was lost; a training is begun once more, and the trial of a sweep twice as often.
         """
         allow(*factories)
         for name, value in (
@@ -84,9 +86,11 @@ class Laboratory:
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: at least 1")
         check_gpus("gpus_per_actor", gpus_per_actor)
+        check_gpus("gpus_per_trial", gpus_per_trial)
         self.store = store
         self.gpus_per_actor = gpus_per_actor
         self.attempts = attempts
+        self.gpus_per_trial = gpus_per_trial
         self.num_actors = num_actors or runtime.worker_count()
         self.worlds_per_actor = worlds_per_actor
         self.factories = tuple(factories)
@@ -141,6 +145,9 @@ class Laboratory:
             )
             self._owns_ray = True
             self._say(str(started))
+        # what no node can give is refused before the first stage works, and not when its turn comes
+        check_placement(name="gpus_per_actor", gpus=self.gpus_per_actor, processes=self.num_actors)
+        check_placement(name="gpus_per_trial", gpus=self.gpus_per_trial)
         if self._pulse is None:
             pulse = Pulse(self.store, study=self.study, on_beat=self._tell, on_tick=self._refresh)
             self._pulse = pulse.__enter__()
@@ -322,7 +329,14 @@ class Laboratory:
         on_progress: Callable[[TrialProgress], None] | None = None,
     ) -> SweepResult:
         """All trials of a sweep, and the dictionary chosen among them."""
-        identity = dictionaries.sweep_id(recording_id, site, configs, split=split, seed=seed)
+        identity = dictionaries.sweep_id(
+            recording_id,
+            site,
+            configs,
+            split=split,
+            seed=seed,
+            device=device_of(self.gpus_per_trial),
+        )
         found = dictionaries.find_sweep(self.store, identity)
         if found is not None:
             return found
@@ -338,6 +352,7 @@ class Laboratory:
             target_l0=target_l0,
             max_concurrent=self.num_actors,
             max_losses=2 * self.attempts - 1,
+            gpus_per_trial=self.gpus_per_trial,
             on_progress=self._of_trials,
         )
 
@@ -347,19 +362,20 @@ class Laboratory:
         config: SearchConfig,
         *,
         split: Split,
-        gpus_per_trial: float = 0.0,
         tensorboard: bool = False,
         on_progress: Callable[[TrialProgress], None] | None = None,
     ) -> SearchResult:
         """All trials of a search over configurations, and the dictionary chosen among them."""
-        found = search.find(self.store, search.search_id(recording_id, config, split=split))
+        device = device_of(self.gpus_per_trial)
+        identity = search.search_id(recording_id, config, split=split, device=device)
+        found = search.find(self.store, identity)
         if found is not None:
             return found
         self.start_ray()
         self._of_trials = SweepMetrics(self._stage, on_progress)
         runner = Runner(
             max_concurrent=self.num_actors,
-            gpus_per_trial=gpus_per_trial,
+            gpus_per_trial=self.gpus_per_trial,
             tensorboard=tensorboard,
             on_progress=self._of_trials,
         )

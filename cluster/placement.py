@@ -15,6 +15,18 @@ import torch
 Device = Literal["cpu", "cuda"]
 
 
+def device_of(gpus: float) -> Device:
+    """Where a process computes that has so many GPUs."""
+    return "cuda" if gpus else "cpu"
+
+
+def in_identity(device: Device) -> dict[str, str]:
+    """What the device adds to the identity of what is computed there, for its last bits may differ; nothing for
+    processors.
+    """
+    return {} if device == "cpu" else {"device": device}
+
+
 def check_placement(*, name: str, gpus: float, cpus: float = 1.0, processes: int = 1) -> None:
     """Refuse by name a request that no node, or not so many processes at once, would ever get: it would wait for ever.
 

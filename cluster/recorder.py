@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Int32
 
 from cluster import policies, recordings
-from cluster.placement import Device
+from cluster.placement import Device, in_identity
 from cluster.recordings import Manifest, Plan, Receipt, ShardPlan
 from cluster.store import Store
 from cluster.studio import Afterwards, Studio
@@ -271,7 +271,7 @@ def plan_recording(
             "first_env_seed": config.first_env_seed,
             "num_episodes": config.num_episodes,
             **({"sampling": sampling} if sampling else {}),
-            **({"device": device} if device != "cpu" else {}),
+            **in_identity(device),
         },
         inputs=inputs,
         shards=tuple(
@@ -287,6 +287,11 @@ def reservoir_of(plan: Plan) -> Reservoir | None:
     if sampling is None:
         return None
     return Reservoir(**{name: sampling[name] for name in ("rows", "label_share", "salt")})
+
+
+def device_of_plan(plan: Plan) -> Device:
+    """Where its policy computes, or has computed."""
+    return plan.config.get("device", "cpu")
 
 
 def check_replayable(plan: Plan) -> None:
@@ -322,8 +327,8 @@ class RecordShard:
     def rows(self, studio: Studio) -> pa.Table:
         """The shard's rows, episode after episode in the order of its seeds."""
         config: Mapping[str, Any] = self.plan.config
-        studio.check_device(config.get("device", "cpu"))
         policy_id = self.plan.inputs["policy"]
+        policy = studio.policy(policy_id, device_of_plan(self.plan))
         site_widths: Mapping[str, int] = config["site_widths"]
         replayed = self._replayed_actions(studio)
         trials = [
@@ -335,7 +340,7 @@ class RecordShard:
         fast = fitting_worlds(self.factory.spec, site_widths, len(trials))
         world = studio.world(self.factory, min(self.num_worlds or fast, len(trials)))
         tables: dict[int, pa.Table] = {}
-        for episode in roll(studio.policy(policy_id), world, trials, capture):
+        for episode in roll(policy, world, trials, capture):
             assert episode.facts is not None
             tables[episode.index] = episode_rows(
                 episode,

@@ -481,7 +481,10 @@ class ShowConcepts:
         capture = Capture(sites=(dictionary.site,), facts=True)
         trials = [Trial(env_seed=peak.env_seed) for _, peak in wanted]
         windows = [""] * len(wanted)
-        for episode in roll(studio.policy(self.policy_id), world, trials, capture):
+        # where they were recorded: elsewhere the last bits, and so the actions, may be others
+        recorded = recordings.open_manifest(store, self.recording_id).plan
+        policy = studio.policy(self.policy_id, recorded.config.get("device", "cpu"))
+        for episode in roll(policy, world, trials, capture):
             latent, peak = wanted[episode.index]
             assert episode.facts is not None
             latent_TF = dictionary.encode_rows(episode.activations[dictionary.site][:, peak.agent])

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import dictionaries
+from cluster.placement import Device, device_of, in_identity
 from cluster.staging import Split, read_held_out_labels, stage
 from cluster.store import Store
 from cluster.sweep import Halving, TrialProgress, TrialResult, load_dictionary, sweep
@@ -121,10 +122,18 @@ class SearchResult:
     """Of the chosen config over seeds."""
 
 
-def search_id(recording_id: str, config: SearchConfig, *, split: Split) -> str:
-    """Same rows, same question: same search."""
+def search_id(
+    recording_id: str, config: SearchConfig, *, split: Split, device: Device = "cpu"
+) -> str:
+    """Same rows, same question, same kind of device: same search."""
     return content_id(
-        "h", {"recording": recording_id, "split": asdict(split), "search": config.to_dict()}
+        "h",
+        {
+            "recording": recording_id,
+            "split": asdict(split),
+            "search": config.to_dict(),
+            **in_identity(device),
+        },
     )
 
 
@@ -148,7 +157,7 @@ def find(store: Store, identity: str) -> SearchResult | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runner:
-    """How trials are run, none of which changes a number but `gpus_per_trial`."""
+    """How trials are run, none of which changes a number but `gpus_per_trial`, which is part of the search's id."""
 
     max_concurrent: int
     gpus_per_trial: float = 0.0
@@ -161,7 +170,8 @@ def run_search(
     store: Store, recording_id: str, config: SearchConfig, *, split: Split, runner: Runner
 ) -> SearchResult:
     """Trains what the search asks for by Ray, which must be running; keeps one dictionary and all figures."""
-    identity = search_id(recording_id, config, split=split)
+    device = device_of(runner.gpus_per_trial)
+    identity = search_id(recording_id, config, split=split, device=device)
     space = config.checked_space()
     train = partial(_train, store, recording_id, identity, split=split, runner=runner)
     candidates, results = _all_rounds(space, config, train)
@@ -190,6 +200,7 @@ def run_search(
             chosen.candidate.config,
             split=split,
             seed=chosen.candidate.seed,
+            device=device,
         ),
         dictionary,
         {

@@ -15,6 +15,7 @@ from typing import Self
 
 from cluster import tally
 from cluster.backends import Backend, Conflict, Entry, LocalFolder, StoreError
+from cluster.handed_in import check_lasting
 
 REPLACEABLE = ("studies/", "scratch/")
 """Pointers, and what a running job keeps to be able to go on; everything else is written once."""
@@ -34,15 +35,15 @@ class Store:
     def open(cls, url: str | Path) -> Self:
         """A folder ("./store", an absolute path, a file:// URL) or s3://bucket/prefix.
 
-        Touches nothing yet; see `probe`.
+        Touches nothing yet; see `probe`. ValueError for another kind of URL, and for a folder that goes with a job.
         """
         text = str(url)
         scheme = _URL_SCHEME.match(text)
         match scheme[1].lower() if scheme else "":
             case "" if text:
-                backend = LocalFolder(root=Path(text).expanduser().absolute())
+                backend = _lasting_folder(Path(text))
             case "file":
-                backend = LocalFolder(root=Path(text[len("file://") :]).expanduser().absolute())
+                backend = _lasting_folder(Path(text[len("file://") :]))
             case "s3":
                 from cluster.s3 import S3Prefix  # takes half a second, which a folder need not wait
 
@@ -167,6 +168,11 @@ class Store:
         if not isinstance(self.backend, LocalFolder):
             raise StoreError(f"store {self.url} is not a folder: {key} is no file of this machine")
         return self.backend.root / _safe(key)
+
+
+def _lasting_folder(path: Path) -> LocalFolder:
+    check_lasting("--store", path)
+    return LocalFolder(root=path.expanduser().absolute())
 
 
 def _safe(key: str) -> str:

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Generic, Protocol, TypeVar
 
 from cluster import policies, recordings
-from cluster.placement import take_device
+from cluster.placement import Device, device_of, take_device
 from cluster.process import settle
 from cluster.store import Store
 from interp.policies.bundle import PolicyBundle
@@ -42,34 +42,41 @@ class Studio:
         Args:
             factories: The functions that may build networks here, see `interp.policies.factories`.
             bundles: From a policy's id to the policy as it is kept, for instance `cluster.shelf.SharedPolicies`.
-            gpus: That this process was given, perhaps a part of one; with any, policies compute there.
+            gpus: That this process was given, perhaps a part of one; policies of tasks that were planned for "cuda"
+                compute there.
         """
         settle()
         allow(*factories)
         self.store = store
-        self._device = take_device("cuda" if gpus else "cpu", gpus)
+        self._device = take_device(device_of(gpus), gpus)
         self._turn = Lock()
         self._bundles = bundles or partial(policies.read_bundle, store)
-        self.policy = lru_cache(maxsize=16)(self._policy)
+        self._opened = lru_cache(maxsize=16)(self._open)
         self.world = lru_cache(maxsize=4)(self._world)
         # a manifest never changes; one of 100,000 shards takes two seconds to open
         self.manifest = lru_cache(maxsize=2)(partial(recordings.open_manifest, store))
 
-    def _policy(self, policy_id: str) -> PolicyNetwork:
+    def policy(self, policy_id: str, device: Device = "cpu") -> PolicyNetwork:
+        """The opened policy, on a processor unless its task was planned for a GPU.
+
+        Raises:
+            ValueError: this process has no such device.
+        """
+        if device not in ("cpu", self._device.type):
+            raise ValueError(
+                f"planned for device {device}, but actors compute on {self._device.type}; give them GPUs "
+                "(--gpus-per-actor), or plan for processors"
+            )
+        return self._opened(policy_id, device)
+
+    def _open(self, policy_id: str, device: Device) -> PolicyNetwork:
         network = self._bundles(policy_id).open()
-        if self._device.type != "cpu":
+        if device != "cpu":
             network.move(self._device)
         return network
 
     def _world(self, factory: WorldFactory, num_worlds: int) -> World:
         return factory(num_worlds)
-
-    def check_device(self, planned: str) -> None:
-        """ValueError if policies compute elsewhere than a task was planned for: the last bits may differ."""
-        if planned != self._device.type:
-            raise ValueError(
-                f"planned for device {planned}, but actors compute on {self._device.type}; plan with the same device"
-            )
 
     def run(self, task: "Task[Result_co]") -> Result_co:
         with self._turn:

@@ -27,6 +27,7 @@ from urllib.request import Request as HttpRequest, urlopen
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from cluster.provenance import KINDS, is_id
 from interp.identity import content_id, sha256
 
 PACKAGES = ("interp", "cluster", "jobs")
@@ -245,11 +246,13 @@ class Request:
 
 
 _OPTION_KINDS = {"study": "study", "store": "store", "policy": "policies", "policies": "policies"}
-_IDS = {"p": "policies", "r": "recordings", "d": "dictionaries", "c": "concepts"}
 
 
 def describe(arguments: Sequence[str]) -> dict[str, str]:
-    """What a command line is about: verb, study, store, ids and addresses of policies, recordings, dictionaries."""
+    """What a command line is about: verb, study, store, ids and addresses of policies, recordings, dictionaries.
+
+    What it does not say itself is found by `provenance.look_up`.
+    """
     found: dict[str, list[str]] = {"verb": [arguments[0]]}
     option = ""
     for argument in arguments[1:]:
@@ -260,8 +263,8 @@ def describe(arguments: Sequence[str]) -> dict[str, str]:
         if not value or value.startswith("--"):
             continue
         kind = _OPTION_KINDS.get(option)
-        if kind is None and (named := re.fullmatch(r"([a-z])-[0-9a-f]{16}", value)):
-            kind = _IDS.get(named[1])
+        if kind is None and is_id(value):
+            kind = KINDS[value[0]]
         if kind is not None:
             found.setdefault(kind, []).append(value)
     if arguments[0] in ("pipeline", "report"):

@@ -177,6 +177,7 @@ def print_list(store: Store) -> None:
 
 def write(store: Store, config: Export) -> None:
     """Writes the folder, which appears when it is whole, and prints it."""
+    check_lasting("--out", config.out)
     if config.out.exists():
         raise FileExistsError(f"{config.out} exists; name a new folder, or remove it")
     dictionary = dictionaries.load(store, config.dictionary)

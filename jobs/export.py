@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from cluster.export import Layout, Precision, export
+from cluster.handed_in import check_lasting
 from cluster.staging import Split
 from cluster.store import Store
 from jobs.main import run_as_module
@@ -34,6 +35,7 @@ class Config:
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line, exports and prints the folder."""
     config = tyro.cli(Config, args=list(arguments), prog="sparsight export", description=__doc__)
+    check_lasting("--out", config.out)
     reporter = Reporter()
     with reporter.stage("export") as stage:
         rows = export(

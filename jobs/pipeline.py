@@ -26,6 +26,7 @@ from cluster.evaluation import UNIFORM, Evaluate, ReturnEstimate
 from cluster.evolution import followed_beside, lineage_tasks
 from cluster.laboratory import Laboratory
 from cluster.milestones import Milestones
+from cluster.placement import device_of
 from cluster.recorder import plan_recording
 from cluster.recordings import Manifest
 from cluster.results import Kind
@@ -114,6 +115,8 @@ def run(config: PipelineConfig, reporter: Reporter) -> Study:
             factories=factories,
             say=reporter.say,
             attempts=config.attempts,
+            gpus_per_actor=config.gpus_per_actor,
+            gpus_per_trial=config.gpus_per_trial,
             study=config.study,
         ) as laboratory,
     ):
@@ -371,10 +374,13 @@ class _Pipeline:
     def _record(self, runs: list[TrainedRun]) -> list[_Recorded]:
         config = self.config.record
         untrained_config = replace(config, sites=(self.config.sweep.site,))
+        device = self.config.device
         factories = [self.factories[run.world] for run in runs]
         with self._stage("record") as stage:
             plans = [
-                plan_recording(self.store, run.checkpoints[-1].policy_id, factory, config)
+                plan_recording(
+                    self.store, run.checkpoints[-1].policy_id, factory, config, device=device
+                )
                 for run, factory in zip(runs, factories, strict=True)
             ]
             played = self.laboratory.record(list(zip(plans, factories, strict=True)), stage.update)
@@ -385,6 +391,7 @@ class _Pipeline:
                     factory,
                     untrained_config,
                     replay_of=manifest.plan.recording_id,
+                    device=device,
                 )
                 for run, factory, manifest in zip(runs, factories, played, strict=True)
             ]
@@ -416,7 +423,14 @@ class _Pipeline:
         config = self.config
         recording_id, site = first.recording.plan.recording_id, config.sweep.site
         trials = config.sweep.trials
-        identity = sweep_id(recording_id, site, trials, split=config.split, seed=config.seed)
+        identity = sweep_id(
+            recording_id,
+            site,
+            trials,
+            split=config.split,
+            seed=config.seed,
+            device=device_of(config.gpus_per_trial),
+        )
         told = {"recording_id": recording_id}
         runs = [
             letters.trial_run(config.study, identity, number, trial.to_dict(), **told)
@@ -665,6 +679,7 @@ class _Pipeline:
                     config=config.steer,
                     labels=tuple(behaviours),
                     seed=config.seed,
+                    device=config.device,
                 )
             )
         with self._stage("steer") as stage:

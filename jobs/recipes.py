@@ -8,6 +8,7 @@ import tyro
 from cluster.discovery import FindingsConfig
 from cluster.evaluation import EvaluationConfig
 from cluster.evolution import EvolutionConfig
+from cluster.placement import Device, check_gpus, device_of
 from cluster.recorder import RecordingConfig
 from cluster.staging import Split
 from cluster.tracking.mirror import Mode
@@ -102,6 +103,13 @@ class PipelineConfig:
     attempts: int = 3
     """How often a task is tried whose process was lost, before it is set aside and named; more where machines are often
     taken away. Never changes a number."""
+    gpus_per_actor: float = 0.0
+    """GPUs of an actor, perhaps a part of one, on which policies are recorded and steered, and played again for windows
+    and clips; 0 computes on its core. What comes of it has ids of its own, for its last bits may differ. All other
+    stages compute on processors."""
+    gpus_per_trial: float = 0.0
+    """GPUs of a trial of the sweep, perhaps a part of one; 0 trains on a core. The dictionaries of the chosen recipe
+    are trained on processors either way."""
     wandb: Mode = "auto"
     """Mirror of the study on W&B: online (refuses to start without a server), offline (sparsight sync delivers later),
     disabled, or auto: as WANDB_MODE says, or else online if there is a key and the server answers, offline if it does
@@ -128,6 +136,8 @@ class PipelineConfig:
     evolve: EvolutionConfig = field(default_factory=EvolutionConfig)
 
     def __post_init__(self) -> None:
+        check_gpus("gpus_per_actor", self.gpus_per_actor)
+        check_gpus("gpus_per_trial", self.gpus_per_trial)
         if self.sweep.site not in self.record.sites:
             raise ValueError(
                 f"sweep.site is {self.sweep.site!r}, but record.sites are {', '.join(self.record.sites)}; "
@@ -159,6 +169,11 @@ class PipelineConfig:
                     f"{before} uses environment seeds {seeds[before]}, {after} uses {seeds[after]}: "
                     "what is scored would have been trained on; move one first_env_seed"
                 )
+
+    @property
+    def device(self) -> Device:
+        """Where policies compute while they are recorded and steered."""
+        return device_of(self.gpus_per_actor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from rich.filesize import decimal
 
 from cluster import policies
 from cluster.laboratory import Laboratory
+from cluster.placement import device_of
 from cluster.recorder import Estimate, RecordingConfig, estimate_recording, plan_recording
 from cluster.store import Store
 from interp.rollout import CaptureSteps, EveryStep
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
         factory,
         config.record,
         steps=config.steps,
-        device="cuda" if config.gpus_per_actor else "cpu",
+        device=device_of(config.gpus_per_actor),
     )
     reporter = Reporter()
     reporter.say(describe(estimate))

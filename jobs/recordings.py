@@ -61,9 +61,9 @@ class Verify:
 
 @dataclass(frozen=True, kw_only=True)
 class Gc:
-    """Show what is of no use: data that no manifest lists, staged activations of recordings that are gone, notes of jobs
-    that were killed more than a day ago. Removes nothing without --delete, and never what a study or anything else in
-    the store refers to.
+    """Show what is of no use: data that no manifest lists, staged activations of recordings that are gone, notes of
+    jobs that were killed more than a day ago. Removes nothing without --delete, and never what a study or anything else
+    in the store refers to.
     """
 
     unfinished: tuple[str, ...] = ()

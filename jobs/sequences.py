@@ -312,6 +312,7 @@ def _shown(value: object) -> str:
 
 def write_rows(store: Store, config: Rows) -> None:
     """Writes the file, and prints its path."""
+    check_lasting("--out", config.out)
     if config.out.exists():
         raise FileExistsError(f"{config.out} exists; name a new file, or remove it")
     recording_id = config.recording or sequences.read_note(store, config.sequences).recording_id

@@ -22,6 +22,7 @@ from rich.table import Table
 from cluster import dictionaries, policies, recordings
 from cluster.features import chosen, features_of
 from cluster.laboratory import Laboratory
+from cluster.placement import device_of
 from cluster.recordings import Plan
 from cluster.results import read_table
 from cluster.staging import Split
@@ -150,7 +151,7 @@ def plan_experiment(store: Store, config: Config) -> Experiment:
         config=config.steer,
         labels=tuple(behaviours) if config.labels is None else config.labels,
         seed=config.seed,
-        device="cuda" if config.gpus_per_actor else "cpu",
+        device=device_of(config.gpus_per_actor),
     )
 
 

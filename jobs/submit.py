@@ -21,6 +21,7 @@ import tyro
 
 from cluster.backends import LocalFolder
 from cluster.handed_in import UNAUTHENTICATED, needs
+from cluster.provenance import look_up
 from cluster.store import Store
 from cluster.submission import (
     Bundle,
@@ -148,6 +149,14 @@ def plan(config: Config, verb: Sequence[str], *, is_local: bool) -> Request:
     secrets = secrets_here()
     bundle = Bundle.of(config.file, secrets=secrets)
     placed = _placed(verb, bundle, is_local=is_local)
+    described = describe(placed)
+    known = look_up(Store.open(described["store"]), described)
+    if known.problem:
+        print(
+            f"note: the store cannot be asked from here ({known.problem:.200}), so the job's entry tells only what was "
+            "typed",
+            file=sys.stderr,
+        )
     request = Request(
         arguments=tuple(placed),
         bundle=bundle,
@@ -158,7 +167,7 @@ def plan(config: Config, verb: Sequence[str], *, is_local: bool) -> Request:
             **needs(config.need, folder),
             **({UNAUTHENTICATED: "1"} if config.allow_unauthenticated else {}),
         },
-        metadata=describe(placed),
+        metadata=known.by_kind,
     )
     request.check(secrets)
     if folder is not None:

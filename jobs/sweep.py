@@ -82,7 +82,8 @@ class Config:
     actors: int | None = None
     """Trials at once; by default one per core. Never changes a number."""
     gpus_per_trial: float = 0.0
-    """GPUs of a trial, perhaps a part of one; 0 trains on a core."""
+    """GPUs of a trial, perhaps a part of one; 0 trains on a core. What is trained on GPUs has an id of its own, for its
+    last bits may differ."""
     tensorboard: bool = False
     """Write TensorBoard files beside the trials' checkpoints, in the store's workspace."""
 
@@ -135,7 +136,12 @@ def main(arguments: Sequence[str]) -> None:
     store.probe()
     reporter = Reporter()
     with (
-        Laboratory(store, num_actors=config.actors, say=reporter.say) as laboratory,
+        Laboratory(
+            store,
+            num_actors=config.actors,
+            say=reporter.say,
+            gpus_per_trial=config.gpus_per_trial,
+        ) as laboratory,
         reporter.stage("sweep") as stage,
     ):
         laboratory.watch("sweep")
@@ -143,7 +149,6 @@ def main(arguments: Sequence[str]) -> None:
             config.recording,
             search,
             split=config.split,
-            gpus_per_trial=config.gpus_per_trial,
             tensorboard=config.tensorboard,
             on_progress=SweepNote(stage),
         )

@@ -188,13 +188,9 @@ def test_notes_of_jobs_not_heard_of_for_a_day_are_removed(store, monkeypatch):
     store.replace(f"{pulse.FOLDER}/j-killed.json", b"{}")
     assert garbage.find(store) == []
     storage_time = garbage._storage_time
-    monkeypatch.setattr(
-        garbage, "_storage_time", lambda of: storage_time(of) + 0.9 * garbage.DAY_S
-    )
+    monkeypatch.setattr(garbage, "_storage_time", lambda of: storage_time(of) + 0.9 * garbage.DAY_S)
     assert garbage.find(store) == []
-    monkeypatch.setattr(
-        garbage, "_storage_time", lambda of: storage_time(of) + 1.1 * garbage.DAY_S
-    )
+    monkeypatch.setattr(garbage, "_storage_time", lambda of: storage_time(of) + 1.1 * garbage.DAY_S)
     (found,) = garbage.find(store)
     assert (found.kind, found.keys) == ("notes", (f"{pulse.FOLDER}/j-killed.json",))
     assert store.list(pulse.FOLDER), "nothing goes before it is asked for"

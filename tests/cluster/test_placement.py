@@ -6,16 +6,39 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cluster.arms import Subject
+from cluster.clips import ShowEdits
+from cluster.dictionaries import dictionary_id, sweep_id
 from cluster.laboratory import Laboratory
-from cluster.placement import check_gpus, take_device
+from cluster.placement import Device, check_gpus, take_device
+from cluster.recorder import plan_recording
+from cluster.search import SearchConfig, search_id
+from cluster.staging import Split
 from cluster.store import Store
 from cluster.studio import Studio
+from interp.dictionaries.batch_topk import BatchTopK
+from interp.dictionaries.training import SaeConfig
+from interp.policies import factories
+from interp.policies.policy import PolicyNetwork
+from interp.worlds.mettagrid import MettagridFactory
+from jobs.recipes import DemoPipelineConfig
+from tests.cluster.gpu_nodes import NAME, RECORDING, WORLD, own_policy
+
+DEVICES: tuple[Device, ...] = ("cpu", "cuda")
+SAE = SaeConfig(family=BatchTopK(k=2), d_sae=16, samples=2048)
+
+
+@pytest.fixture(autouse=True)
+def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test allows to build networks is allowed in that test."""
+    monkeypatch.setattr(factories, "_allowed", {})
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +119,11 @@ def test_what_no_node_can_give_is_refused_by_name_before_work_starts(seen: dict[
 def test_a_number_of_gpus_that_ray_hands_out_to_nobody(gpus: float, store: Store) -> None:
     with pytest.raises(ValueError, match=r"gpus_per_trial is .*wanted 0, a part of one GPU"):
         check_gpus("gpus_per_trial", gpus)
-    with pytest.raises(ValueError, match=r"gpus_per_actor is"):
-        Laboratory(store, gpus_per_actor=gpus)
+    for name in ("gpus_per_actor", "gpus_per_trial"):
+        with pytest.raises(ValueError, match=rf"{name} is"):
+            Laboratory(store, **{name: gpus})
+        with pytest.raises(ValueError, match=rf"{name} is"):
+            DemoPipelineConfig(**{name: gpus})
 
 
 def test_a_part_of_a_gpu_is_that_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +147,60 @@ def test_a_gpu_of_which_torch_knows_nothing_is_named(
 
 
 def test_a_plan_for_another_device_is_refused(store: Store) -> None:
-    studio = Studio(store)
-    studio.check_device("cpu")
     with pytest.raises(ValueError, match=r"planned for device cuda, but actors compute on cpu"):
-        studio.check_device("cuda")
+        Studio(store).policy("p-0", "cuda")
+
+
+def test_an_actor_with_a_gpu_uses_it_for_what_was_planned_for_it_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    moved: list[str] = []
+    monkeypatch.setattr(PolicyNetwork, "move", lambda self, device: moved.append(str(device)))
+    policy_id = own_policy(store)
+    studio = Studio(store, [NAME], gpus=1.0)
+    on_processor = studio.policy(policy_id)
+    assert moved == []
+    assert studio.policy(policy_id, "cuda") is not on_processor
+    assert moved == ["cuda"]
+    assert studio.policy(policy_id) is on_processor
+
+
+def test_what_is_computed_on_a_gpu_has_an_id_of_its_own(store: Store) -> None:
+    policy_id = own_policy(store)
+    plans = {
+        device: plan_recording(store, policy_id, WORLD, RECORDING, device=device)
+        for device in DEVICES
+    }
+    assert "device" not in plans["cpu"].config, "ids of what there was before stay"
+    assert plans["cuda"].config["device"] == "cuda"
+    asked: list[Callable[[Device], str]] = [
+        lambda device: plans[device].recording_id,
+        lambda device: dictionary_id("r-0", "h", SAE, split=Split(), seed=0, device=device),
+        lambda device: sweep_id("r-0", "h", [SAE], split=Split(), seed=0, device=device),
+        lambda device: search_id("r-0", SearchConfig(), split=Split(), device=device),
+        lambda device: clips_on(device).question.id,
+    ]
+    for identity in asked:
+        assert identity("cpu") != identity("cuda")
+
+
+def clips_on(device: Device) -> ShowEdits:
+    subject = Subject(
+        policy_id="p-0", factory=MettagridFactory.load("forage"), labels=(), device=device
+    )
+    return ShowEdits(subject=subject, claimed=(), env_seeds=(1,), registration_id="g-0")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_laboratory_records_and_sweeps_where_the_gpus_are(seen: dict[str, Any]) -> None:
+    """With an imagined GPU, whose arithmetic is a processor's."""
+    laboratory = seen["laboratory"]
+    assert {one["node"] for one in laboratory["played"]} <= set(seen["with_gpu"])
+    assert {one["device"] for one in laboratory["played"]} == {"cuda", "cpu"}
+    assert laboratory["device"] == "cuda"
+    assert laboratory["planned_for_processors"] != laboratory["recording"]
+    assert laboratory["sweep_on_processors"] != laboratory["sweep"]
+    assert laboratory["trials"] and set(laboratory["trials"]) <= set(seen["with_gpu"])
+    assert "3 processes with gpus_per_actor 1 and 1 CPUs each" in laboratory["refused"]

@@ -30,6 +30,21 @@ def any_store(request, tmp_path) -> Store:
     return Store.open(tmp_path / "store")
 
 
+def test_a_folder_that_goes_with_a_job_is_no_store(tmp_path, monkeypatch):
+    job = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
+    (job / "sub").mkdir(parents=True)
+    for place in (job, job / "sub"):
+        monkeypatch.chdir(place)
+        for store in ("./store", f"file://{job}/store", job):
+            with pytest.raises(
+                ValueError, match=r"--store .* into which Ray has unpacked this job"
+            ):
+                Store.open(store)
+        assert Store.open(tmp_path / "store").url == str(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    assert Store.open("./store").url == "./store"
+
+
 def test_create_keeps_the_first_object(any_store):
     assert any_store.create(KEY, b"one")
     assert any_store.create(KEY, b"one")

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 START_TIMEOUT_S = 90
 
@@ -90,8 +92,13 @@ def free_ports(number: int) -> list[int]:
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
+        try:
+            urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=5).close()
+        except HTTPError as error:
+            if error.code == 401:  # wants a token: it is the jobs API, and it works
+                return
+        except OSError:
+            pass
         time.sleep(0.2)
     raise AssertionError(f"no head: {log.read_text()[-3000:]}")
 

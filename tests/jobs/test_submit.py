@@ -2,22 +2,29 @@
 
 import base64
 import json
+import os
 import runpy
+import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import pytest
 from ray.job_submission import JobStatus
 
-from cluster import runtime
+from cluster import recordings, runtime
 from cluster.handed_in import UNAUTHENTICATED
 from cluster.store import Store
 from cluster.submission import Head
 from jobs import jobs, submit
 from jobs.main import VERBS, main
+from tests.cluster.test_recordings import make_plan
 from tests.cluster.test_submission import job as job_details
+from tests.fakes.s3 import forget_connections
 from tests.jobs.ray_head import RayHead, ray_head
 
 REMOTE = ["--address", "http://head.example:8265"]
@@ -101,6 +108,48 @@ def test_a_folder_is_a_store_only_of_a_head_on_this_machine(here: Path) -> None:
     assert (here / "s").is_dir()
 
 
+def test_a_job_tells_the_policy_of_the_recording_that_was_typed(here: Path) -> None:
+    plan = make_plan()
+    recordings.begin(Store.open(here / "s"), plan)
+    asked = ["sweep", "--recording", plan.recording_id, "--store", "s"]
+    request = planned(*asked)
+    assert request.metadata == {
+        "verb": "sweep",
+        "store": str(here / "s"),
+        "recordings": plan.recording_id,
+        "policies": plan.inputs["policy"],
+    }
+    # what a job is called is no part of what it is
+    (here / "t").mkdir()
+    assert planned(*asked[:-1], "t").metadata.keys() == {"verb", "store", "recordings"}
+    store = Store.open(here / "s")
+    store.create("studies/mine/study.json", plan.recording_id.encode())
+    again = planned(*asked)
+    assert again.metadata["study"] == "mine"
+    assert again.request_id == request.request_id
+
+
+@pytest.mark.parametrize("verb", ["record", "export"])
+def test_a_verb_refuses_to_keep_its_work_in_the_folder_of_its_job(
+    verb: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `ray job submit` starts with the default store, or with --out, would be lost with the job."""
+    job = here / "working_dir_files" / "_ray_pkg_0123"
+    job.mkdir(parents=True)
+    monkeypatch.chdir(job)
+    asked = {
+        "record": ["record", "--policy", "p-1"],
+        "export": ["export", "--recording", "r-1", "--out", "there", "--store", str(here / "s")],
+    }
+    with pytest.raises(SystemExit) as ended:
+        main(asked[verb])
+    assert ended.value.code == 2
+    option = {"record": "--store store", "export": "--out there"}[verb]
+    said = capsys.readouterr().err
+    assert f"{option} lies in {job}, into which Ray has unpacked this job" in said
+    assert list(job.iterdir()) == []
+
+
 def test_paths_of_this_machine_are_made_whole_or_refused(here: Path) -> None:
     (here / "worlds").mkdir()
     (here / "worlds" / "w.json").write_text("{}")
@@ -173,8 +222,15 @@ THEIRS = {
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayHead]:
-    with ray_head(THEIRS) as head:
+def cluster(s3_upstream: str) -> Iterator[RayHead]:
+    """A head whose environment knows an S3 server, as whoever submits need not."""
+    known = {
+        "AWS_ENDPOINT_URL": s3_upstream,
+        "AWS_ACCESS_KEY_ID": "AKIDTEST",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    with ray_head({**THEIRS, **known}) as head:
         yield head
 
 
@@ -206,8 +262,8 @@ def test_a_verb_runs_on_a_cluster_once_and_no_secret_goes_with_it(
     asked = ["submit", *BANK, "--bank.episodes-per-player", "4", "--store", "store"]
     asked += ["--need", "WANDB_API_KEY"]
     endless = [*BANK, "--bank.episodes-per-player", "2000000", "--store", "endless"]
-    status, said, _ = ended(capsys, *asked, "--detach")
-    assert status == 0
+    status, said, told = ended(capsys, *asked, "--detach")
+    assert status == 0, told
     submission_id = said.strip()
     endless_id = ended(capsys, "submit", *endless, "--detach")[1].strip()
 
@@ -267,6 +323,90 @@ def test_a_verb_runs_on_a_cluster_once_and_no_secret_goes_with_it(
         if any(spelling in content for spelling in spellings(canary))
     ]
     assert found == []
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_job_whose_store_is_on_s3_leaves_its_work_there(
+    submitting: RayHead,
+    s3_upstream: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["submit", *BANK, "--bank.episodes-per-player", "3"]
+    with boto3_bucket(s3_upstream, monkeypatch) as url:
+        status, log, told = ended(capsys, *asked, "--store", url, "--need", "AWS_ENDPOINT_URL")
+        assert status == 0, log + told
+        bank = log.splitlines()[-1]
+        store = Store.open(url)
+        assert store.exists(f"recordings/{bank}/manifest.json")
+        assert store.list("scratch/running") == []
+        # who submits can read it, so a job that names the bank tells more of it
+        listed = ["submit", "recordings", "show", bank, "--store", url]
+        assert ended(capsys, *listed)[0] == 0
+        job = Head.connect(submitting.address).jobs()[-1]
+        assert job.metadata is not None
+        assert (job.metadata["store"], job.metadata["recordings"]) == (url, bank)
+
+
+@contextmanager
+def boto3_bucket(upstream: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A new bucket, and this process's environment as somebody's who may read it."""
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    boto3.client(
+        "s3",
+        endpoint_url=upstream,
+        region_name="us-east-1",
+        aws_access_key_id="AKIDTEST",
+        aws_secret_access_key="made-up",
+    ).create_bucket(Bucket=bucket)
+    for name, value in {
+        "AWS_ENDPOINT_URL": upstream,
+        "AWS_ACCESS_KEY_ID": "AKIDTEST",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    forget_connections()
+    yield f"s3://{bucket}/some/prefix"
+    forget_connections()
+
+
+def ray_job_submit(head: RayHead, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As docs/jobs.md says, from the root of the repository."""
+    ray = Path(sys.executable).parent / "ray"
+    return subprocess.run(
+        [ray, "job", "submit", "--working-dir", ".", "--", "python", "-m", *arguments],
+        cwd=Path(__file__).parents[2],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(head.folder),
+            "RAY_API_SERVER_ADDRESS": head.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(head.token_path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_ray_s_own_command_runs_a_verb_as_it_is(submitting: RayHead, here: Path) -> None:
+    verb = ["jobs.sequences", *BANK[1:], "--bank.episodes-per-player", "2"]
+    done = ray_job_submit(submitting, *verb, "--store", str(here / "store"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (bank,) = recordings.known_ids(Store.open(here / "store"))
+    assert bank in done.stdout.splitlines()
+    assert Store.open(here / "store").exists(recordings.manifest_key(bank))
+
+    # the default store would go with the job's folder
+    refused = ray_job_submit(submitting, *verb)
+    assert refused.returncode != 0
+    assert "error: --store store lies in" in refused.stdout + refused.stderr
+    assert "say --store s3://bucket/prefix" in refused.stdout + refused.stderr
 
 
 def spellings(secret: str) -> list[bytes]:

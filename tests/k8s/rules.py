@@ -471,11 +471,15 @@ def _words_problems(where: str, words: list[str], ours: list[Pod]) -> Iterator[s
         if config.actors > cores:
             yield f"{where}: {config.actors} actors on {cores:g} cores"
         return
-    if gpus := getattr(config, "gpus_per_trial", 0.0):
-        first = sum(_started(pod, "num-gpus") for pod in workers)
-        if first < gpus:
-            yield f"{where}: {gpus:g} GPUs a trial, but Ray starts with {first:g}, and the sweep would be refused"
-    elif config.actors + 1 > (cpus := sum(_started(pod, "num-cpus") for pod in workers)):
+    gpus = getattr(config, "gpus_per_trial", 0.0)
+    first = sum(_started(pod, "num-gpus") for pod in workers)
+    if first < gpus:
+        yield f"{where}: {gpus:g} GPUs a trial, but Ray starts with {first:g}, and the job would be refused"
+    if first < (of_actors := config.actors * getattr(config, "gpus_per_actor", 0.0)):
+        yield f"{where}: {of_actors:g} GPUs for actors, but Ray starts with {first:g}, and the job would be refused"
+    # trials of a sweep may wait for each other, and for nodes that the autoscaler brings; a pool may not
+    is_pool = verb != "sweep" or not gpus
+    if is_pool and config.actors + 1 > (cpus := sum(_started(pod, "num-cpus") for pod in workers)):
         yield f"{where}: {config.actors} actors and one CPU for Ray Data, but Ray starts with {cpus:g}"
 
 
