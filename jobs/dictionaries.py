@@ -21,6 +21,7 @@ from rich.table import Table
 from cluster import dictionaries
 from cluster.appraisal import plan_appraisal
 from cluster.evaluation import EvaluationConfig
+from cluster.handed_in import check_lasting
 from cluster.laboratory import Laboratory
 from cluster.splicing import plan_splice
 from cluster.staging import Split

@@ -21,6 +21,7 @@ from rich.table import Table
 from cluster import policies, recordings, sequences
 from cluster.bank import UNIFORM, BankConfig, check_bank, plan_bank, plan_replay
 from cluster.export import Precision, with_lists
+from cluster.handed_in import check_lasting
 from cluster.laboratory import Laboratory
 from cluster.recordings import Plan
 from cluster.results import read_table

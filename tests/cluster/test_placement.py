@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         start_new_session=True,
     ) as process:
         try:
-            said, complaints = process.communicate(timeout=150)
+            said, complaints = process.communicate(timeout=400)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -72,6 +73,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_trials_land_on_nodes_with_a_gpu_and_are_told_which(seen: dict[str, Any]) -> None:
     assert len(seen["with_gpu"]) == 2
     assert seen["trials"]
@@ -81,6 +83,7 @@ def test_trials_land_on_nodes_with_a_gpu_and_are_told_which(seen: dict[str, Any]
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_as_many_trials_share_a_gpu_as_its_parts_allow(seen: dict[str, Any]) -> None:
     most = 0
     for node in seen["with_gpu"]:
@@ -96,6 +99,7 @@ def test_as_many_trials_share_a_gpu_as_its_parts_allow(seen: dict[str, Any]) -> 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_actors_that_ask_for_a_gpu_get_one_each(seen: dict[str, Any]) -> None:
     assert {node for node, _ in seen["actors"]} == set(seen["with_gpu"])
     assert {visible for _, visible in seen["actors"]} == {"0"}
@@ -103,6 +107,7 @@ def test_actors_that_ask_for_a_gpu_get_one_each(seen: dict[str, Any]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_what_no_node_can_give_is_refused_by_name_before_work_starts(seen: dict[str, Any]) -> None:
     two, five_halves, three, uneven = seen["refusals"]
     assert "gpus_per_trial is 2, but no node of this Ray has that many" in two
@@ -119,11 +124,11 @@ def test_what_no_node_can_give_is_refused_by_name_before_work_starts(seen: dict[
 def test_a_number_of_gpus_that_ray_hands_out_to_nobody(gpus: float, store: Store) -> None:
     with pytest.raises(ValueError, match=r"gpus_per_trial is .*wanted 0, a part of one GPU"):
         check_gpus("gpus_per_trial", gpus)
-    for name in ("gpus_per_actor", "gpus_per_trial"):
-        with pytest.raises(ValueError, match=rf"{name} is"):
-            Laboratory(store, **{name: gpus})
-        with pytest.raises(ValueError, match=rf"{name} is"):
-            DemoPipelineConfig(**{name: gpus})
+    for kind in (partial(Laboratory, store), DemoPipelineConfig):
+        with pytest.raises(ValueError, match=r"gpus_per_actor is"):
+            kind(gpus_per_actor=gpus)
+        with pytest.raises(ValueError, match=r"gpus_per_trial is"):
+            kind(gpus_per_trial=gpus)
 
 
 def test_a_part_of_a_gpu_is_that_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +183,9 @@ def test_what_is_computed_on_a_gpu_has_an_id_of_its_own(store: Store) -> None:
         lambda device: plans[device].recording_id,
         lambda device: dictionary_id("r-0", "h", SAE, split=Split(), seed=0, device=device),
         lambda device: sweep_id("r-0", "h", [SAE], split=Split(), seed=0, device=device),
-        lambda device: search_id("r-0", SearchConfig(), split=Split(), device=device),
+        lambda device: search_id(
+            "r-0", SearchConfig(space={"d_sae": [16]}), split=Split(), device=device
+        ),
         lambda device: clips_on(device).question.id,
     ]
     for identity in asked:
@@ -194,6 +201,7 @@ def clips_on(device: Device) -> ShowEdits:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_a_laboratory_records_and_sweeps_where_the_gpus_are(seen: dict[str, Any]) -> None:
     """With an imagined GPU, whose arithmetic is a processor's."""
     laboratory = seen["laboratory"]

@@ -34,7 +34,7 @@ class Asked(Laboratory):
         self.plans = [plan for plan, _ in plans]
         raise Enough
 
-    def steer(self, experiments: Sequence[Experiment], *_: Any) -> Any:
+    def steer(self, experiments: Sequence[Experiment], note: Any = None) -> Any:
         self.experiments = experiments
         raise Enough
 

@@ -38,6 +38,8 @@ def remove(rule: str, path: str, **of: str) -> Mistake:
 
 
 NIGHTLY = {"overlay": "cloud-nightly", "target": "CronJob/nightly"}
+WHOLE = {"overlay": "cloud-study-gpu"}
+STUDY = "python -m jobs.main pipeline demo --store s3://b/s"
 SPACE = {"target": "Namespace/sparsight"}
 DELETED = {"policy": "DeleteSelf", "condition": {"jobStatus": "FAILED"}}
 MISTAKES = [
@@ -120,6 +122,9 @@ MISTAKES = [
     Mistake("command", "/spec/entrypoint", "python -m jobs.main pipeline demo --store $STORE --actors 13"),
     Mistake("command", "/spec/entrypoint", "python study.py"),
     Mistake("command", f"{WORKER}/minReplicas", 0, overlay="cloud-gpu", target="RayJob/sweep"),
+    Mistake("command", f"{CLUSTER}/workerGroupSpecs/1/minReplicas", 0, **WHOLE),
+    Mistake("command", "/spec/entrypoint", f"{STUDY} --actors 21 --gpus-per-trial 0.25", **WHOLE),
+    Mistake("command", "/spec/entrypoint", f"{STUDY} --actors 20 --gpus-per-actor 0.25", **WHOLE),
     Mistake("command", f"{SINGLE}/containers/0/args/11", "8", op="replace", **NIGHTLY),
     Mistake("secrets", f"{WORKER}{CONTAINER}/env/-", {"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}),
     Mistake("secrets", f"{WORKER}{CONTAINER}/envFrom/-", {"secretRef": {"name": "sparsight-wandb", "optional": True}}),
