@@ -11,6 +11,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from cluster.arms import PlayArms
+from cluster.dictionaries import TrainDictionary
 from cluster.pool import Result
 from cluster.recordings import Receipt
 from cluster.sweep import TrialProgress
@@ -19,6 +20,7 @@ from cluster.training import TrainingProgress
 
 SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 """Upper bounds of the buckets of a task's time."""
+SAE_ROWS = "Rows that dictionaries were trained on, with repeats"
 
 
 def _counter(name: str, what: str) -> Counter:
@@ -77,6 +79,7 @@ class Metrics(Refreshed):
             "arm_episodes_played",
             "Episodes times arms that steering played, unedited ones included",
         )
+        self._sae_rows = _counter("sae_rows_trained", SAE_ROWS)
         self._seconds = Histogram(
             "sparsight_task_seconds",
             "Seconds that an actor had a task",
@@ -112,9 +115,10 @@ class Metrics(Refreshed):
         if isinstance(result.value, Receipt):
             self._count(self._rows, max(result.value.rows, 0))
             self._count(self._bytes, result.value.bytes)
-        if isinstance(result.task, PlayArms):
-            task = result.task
+        if isinstance(task := result.task, PlayArms):
             self._count(self._arm_episodes, (1 + len(task.arms)) * len(task.env_seeds))
+        if isinstance(task, TrainDictionary):
+            self.trained(task)
         self.stored(result.tally)
 
     def retried(self, key: str, attempt: int, cause: BaseException) -> None:
@@ -141,6 +145,10 @@ class Metrics(Refreshed):
         self._count(self._errors, tally.errors)
         self._count(self._retries, tally.retries)
 
+    def trained(self, task: TrainDictionary) -> None:
+        """A dictionary of a known configuration; its curve is not told, as those of trials are."""
+        self._count(self._sae_rows, task.config.samples)
+
     def unsent(self, num_letters: int) -> None:
         """How much the W&B mirror still has to deliver."""
         self._letters.set(num_letters, self._tags)
@@ -163,7 +171,7 @@ class SweepMetrics(Refreshed):
         self._then = then
         self._seen: dict[tuple[int, str], int] = {}
         """Rows of each trial so far."""
-        self._rows = _counter("sae_rows_trained", "Rows that trials were trained on, with repeats")
+        self._rows = _counter("sae_rows_trained", SAE_ROWS)
         self._trials = _gauge("sae_trials", "Trials of the sweep")
         self._done = _gauge("sae_trials_done", "Trials that are done or were ended early")
         self._loss = _gauge("sae_loss", "Training loss a row, of a trial's last batch", "trial")
