@@ -2,10 +2,11 @@
 # The image of heads, workers, submitters and single pods. From the root of a clone:
 #
 #   docker build --build-arg VARIANT=cuda -t sparsight:cuda .
-#   docker build --build-arg VARIANT=cpu --build-arg TORCH_INDEX_URL=<PyTorch's index of CPU wheels> -t sparsight:cpu .
+#   docker build --build-arg VARIANT=cpu -t sparsight:cpu .
 #
-# Versions are those of constraints.txt. The default index gives torch with CUDA, which needs no CUDA image below it:
-# its wheels bring the libraries, and the node brings the driver.
+# Versions are those of constraints.txt. The default index gives torch with CUDA (on x86), which needs no CUDA image below
+# it: its wheels bring the libraries, and the node brings the driver. It computes on processors just as well, but takes
+# some GB more than torch without CUDA, which comes from another index: TORCH_INDEX_URL, see k8s/README.md.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build
@@ -21,13 +22,15 @@ WORKDIR /build
 COPY constraints.txt ./
 # torch first and apart: it is the largest layer, and changes least.
 RUN case "$VARIANT" in \
-      cuda) pip install torch -c constraints.txt ;; \
-      cpu) test -n "$TORCH_INDEX_URL" \
-             || { echo "VARIANT=cpu needs TORCH_INDEX_URL, PyTorch's index of CPU wheels" >&2; exit 1; }; \
-           pip install torch -c constraints.txt --index-url "$TORCH_INDEX_URL" ;; \
+      cuda | cpu) ;; \
       *) echo "VARIANT is '$VARIANT'; wanted cpu or cuda" >&2; exit 1 ;; \
     esac \
- && python -c "import sys, torch; has = torch.version.cuda is not None; sys.exit(has != ('$VARIANT' == 'cuda'))"
+ && pip install torch -c constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
+ && python -c "import torch; print('torch', torch.__version__, 'CUDA', torch.version.cuda); torch.ones(2) @ torch.ones(2)" \
+ && if [ "$VARIANT" = cuda ]; then python -c "import torch; assert torch.version.cuda, 'torch has no CUDA'"; fi \
+ && if [ "$VARIANT" = cpu ] && python -c "import torch; raise SystemExit(torch.version.cuda is None)"; then \
+      echo "sparsight:cpu has torch with CUDA, which is larger by some GB; TORCH_INDEX_URL names torch without" >&2; \
+    fi
 COPY pyproject.toml README.md ./
 COPY interp ./interp
 COPY cluster ./cluster
