@@ -65,6 +65,7 @@ class Laboratory:
         gpus_per_actor: float = 0.0,
         attempts: int = ATTEMPTS,
         gpus_per_trial: float = 0.0,
+        needs_pool: bool = False,
         study: str | None = None,
     ) -> None:
         """`factories` are the functions that may build networks, in this process and in its actors.
@@ -76,6 +77,9 @@ class Laboratory:
         their cores; with `gpus_per_trial` the trials of sweeps and searches compute there. `study` is what the work is
         for, as heartbeats and logs tell it. `attempts` is how often
         a task is tried whose actor was lost; a training is begun once more, and the trial of a sweep twice as often.
+        their cores; with `gpus_per_trial` the trials of sweeps and searches compute there. If it `needs_pool` later, a Ray
+        that is too small for it is refused when it is started or joined. `study` is what the work is for, as heartbeats
+        and logs tell it.
         """
         allow(*factories)
         for name, value in (
@@ -91,6 +95,7 @@ class Laboratory:
         self.gpus_per_actor = gpus_per_actor
         self.attempts = attempts
         self.gpus_per_trial = gpus_per_trial
+        self.needs_pool = needs_pool
         self.num_actors = num_actors or runtime.worker_count()
         self.worlds_per_actor = worlds_per_actor
         self.factories = tuple(factories)
@@ -146,6 +151,8 @@ class Laboratory:
             self._owns_ray = True
             self._say(str(started))
         # what no node can give is refused before the first stage works, and not when its turn comes
+        if self.needs_pool:
+            runtime.check_cpus(self.num_actors, beside_ray_data=True)
         check_placement(name="gpus_per_actor", gpus=self.gpus_per_actor, processes=self.num_actors)
         check_placement(name="gpus_per_trial", gpus=self.gpus_per_trial)
         if self._pulse is None:

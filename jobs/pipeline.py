@@ -117,6 +117,7 @@ def run(config: PipelineConfig, reporter: Reporter) -> Study:
             attempts=config.attempts,
             gpus_per_actor=config.gpus_per_actor,
             gpus_per_trial=config.gpus_per_trial,
+            needs_pool=True,
             study=config.study,
         ) as laboratory,
     ):

@@ -91,6 +91,19 @@ def test_gpus_that_no_node_has_are_refused_before_anything_is_trained(
     assert set(store.folders()) <= {"scratch"}
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_ray_that_is_too_small_for_later_stages_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(tmp_path / "store")
+    with pytest.raises(SystemExit) as ended:
+        main(["pipeline", "demo", "--store", store.url, "--actors", "4"])
+    assert ended.value.code == 2
+    assert "the pool takes 4 of Ray's 4 CPUs" in capsys.readouterr().err
+    assert set(store.folders()) <= {"scratch"}
+
+
 def test_a_number_of_gpus_that_nobody_hands_out_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
