@@ -80,6 +80,9 @@ class Laboratory:
         their cores; with `gpus_per_trial` the trials of sweeps and searches compute there. If it `needs_pool` later, a Ray
         that is too small for it is refused when it is started or joined. `study` is what the work is for, as heartbeats
         and logs tell it.
+        their cores; with `gpus_per_trial` the trials of sweeps and searches compute there. If it `needs_pool` later, a
+        Ray that is too small for it is refused when it is started or joined. `study` is what the work is for, as
+        heartbeats and logs tell it.
         """
         allow(*factories)
         for name, value in (
