@@ -160,8 +160,8 @@ class Laboratory:
         check_placement(name="gpus_per_trial", gpus=self.gpus_per_trial)
         if self._pulse is None:
             pulse = Pulse(self.store, study=self.study, on_beat=self._tell, on_tick=self._refresh)
+            pulse.at(self._stage)  # before the first beat
             self._pulse = pulse.__enter__()
-            self._pulse.at(self._stage)
 
     def _metrics_now(self) -> Metrics:
         """Of the present stage; Ray is running by then."""

@@ -110,5 +110,6 @@ def test_a_number_of_gpus_that_nobody_hands_out_is_refused(
     with pytest.raises(SystemExit) as ended:
         main(["pipeline", "demo", "--store", str(tmp_path / "store"), "--gpus-per-trial", "1.5"])
     assert ended.value.code == 2
-    assert "gpus_per_trial is 1.5, wanted 0, a part of one GPU" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.replace("|", " ").split())  # in a frame, and wrapped
+    assert "gpus_per_trial is 1.5, wanted 0, a part of one GPU" in said
     assert not (tmp_path / "store").exists()
