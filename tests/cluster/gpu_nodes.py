@@ -8,30 +8,23 @@ import os
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray.cluster_utils import Cluster
 
-from cluster import laboratory as laboratories, policies, sweep as sweeping
-from cluster.dictionaries import find_sweep, sweep_id
-from cluster.laboratory import Laboratory
-from cluster.placement import Device, check_placement
+from cluster import policies, sweep as sweeping
+from cluster.placement import check_placement
 from cluster.pool import Pool
-from cluster.recorder import RecordingConfig, plan_recording
-from cluster.staging import Split
+from cluster.recorder import RecordingConfig
 from cluster.store import Store
-from cluster.studio import Studio
-from cluster.sweep import Inputs, SaeTrial, sweep
+from cluster.sweep import SaeTrial, sweep
 from interp.dictionaries.batch_topk import BatchTopK
 from interp.dictionaries.training import SaeConfig
 from interp.policies.bundle import PolicyBundle
 from interp.policies.factories import allow
-from interp.policies.policy import PolicyNetwork
 from interp.policies.torch_module import TorchModuleArchitecture
 from interp.worlds.gymnasium import GymnasiumFactory
 from tests.fakes.modules import seeded
@@ -106,72 +99,6 @@ def own_policy(store: Store) -> str:
     return policies.save(store, bundle, name="own", run="t-0", step=0, world=WORLD.name).policy_id
 
 
-class ImaginingStudio(Studio):
-    """Takes its processor for the GPU that Ray has given it, and notes what it opens for which device and where."""
-
-    def __init__(self, store: Store, *arguments: Any, gpus: float = 0.0) -> None:
-        super().__init__(store, *arguments)
-        self._device = torch.device("cuda" if gpus else "cpu")
-
-    def _open(self, policy_id: str, device: Device) -> PolicyNetwork:
-        node = ray.get_runtime_context().get_node_id()
-        folder = Path(self.store.url).parent / "played"
-        (folder / f"{os.getpid()}-{device}.json").write_text(
-            json.dumps({"node": node, "device": device})
-        )
-        return super()._open(policy_id, "cpu")
-
-
-class ImaginingTrial(WitnessedTrial):
-    """Likewise."""
-
-    def setup(self, config: dict[str, Any], inputs: Inputs | None = None) -> None:
-        assert inputs is not None
-        assert (inputs.device, inputs.gpus) == ("cuda", 0.5)
-        super().setup(config, replace(inputs, device="cpu"))
-
-
-def laboratory_at_work(folder: Path) -> dict[str, Any]:
-    """A recording and a sweep on GPUs, and a recording that was planned for processors, by the same actors."""
-    (folder / "played").mkdir()
-    store = Store.open(folder / "store")
-    policy_id = own_policy(store)
-    sweeping.SaeTrial = ImaginingTrial
-    laboratories.Studio = ImaginingStudio
-    plan = plan_recording(store, policy_id, WORLD, RECORDING, device="cuda")
-    beside = plan_recording(store, policy_id, WORLD, RECORDING)
-    asked = {"num_actors": 2, "factories": [NAME], "gpus_per_trial": 0.5}
-    with Laboratory(store, gpus_per_actor=1.0, **asked) as laboratory:
-        recorded, _ = laboratory.record([(plan, WORLD), (beside, WORLD)])
-        config = SaeConfig(family=BatchTopK(k=2), d_sae=16, samples=2048)
-        question = (recorded.recording_id, "memory.h", [config, replace(config, d_sae=8)])
-        known = {"split": Split(held_out_fraction=0.5), "seed": 0}
-        laboratory.sweep(*question, **known, target_l0=None)
-    refused = ""
-    try:
-        with Laboratory(store, gpus_per_actor=1.0, **{**asked, "num_actors": 3}) as laboratory:
-            laboratory.start_ray()
-    except ValueError as error:
-        refused = str(error)
-    sweeps = {device: sweep_id(*question, **known, device=device) for device in ("cpu", "cuda")}
-    assert find_sweep(store, sweeps["cuda"]) is not None
-    assert find_sweep(store, sweeps["cpu"]) is None
-    return {
-        "recording": recorded.recording_id,
-        "device": recorded.plan.config["device"],
-        "planned_for_processors": beside.recording_id,
-        "played": [json.loads(path.read_text()) for path in (folder / "played").iterdir()],
-        "sweep": sweeps["cuda"],
-        "sweep_on_processors": sweeps["cpu"],
-        "trials": [
-            json.loads(line)["node"]
-            for path in (folder / "store").rglob("trials/*.jsonl")
-            for line in path.read_text().splitlines()
-        ],
-        "refused": refused,
-    }
-
-
 def main(folder: Path) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     for name, rows in (("train", 2000), ("held_out", 500)):
@@ -229,7 +156,6 @@ def main(folder: Path) -> dict[str, Any]:
             "refused_sweep_began": (folder / "sweeps").exists()
             and any("refused" in path.name for path in (folder / "sweeps").iterdir()),
             "refused_pool": too_many,
-            "laboratory": laboratory_at_work(folder),
         }
     finally:
         ray.shutdown()

@@ -197,18 +197,3 @@ def clips_on(device: Device) -> ShowEdits:
         policy_id="p-0", factory=MettagridFactory.load("forage"), labels=(), device=device
     )
     return ShowEdits(subject=subject, claimed=(), env_seeds=(1,), registration_id="g-0")
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(420)
-def test_a_laboratory_records_and_sweeps_where_the_gpus_are(seen: dict[str, Any]) -> None:
-    """With an imagined GPU, whose arithmetic is a processor's."""
-    laboratory = seen["laboratory"]
-    assert {one["node"] for one in laboratory["played"]} <= set(seen["with_gpu"])
-    assert {one["device"] for one in laboratory["played"]} == {"cuda", "cpu"}
-    assert laboratory["device"] == "cuda"
-    assert laboratory["planned_for_processors"] != laboratory["recording"]
-    assert laboratory["sweep_on_processors"] != laboratory["sweep"]
-    assert laboratory["trials"] and set(laboratory["trials"]) <= set(seen["with_gpu"])
-    assert "3 processes with gpus_per_actor 1 and 1 CPUs each" in laboratory["refused"]
