@@ -74,15 +74,10 @@ class Laboratory:
 
         `worlds_per_actor` are played at once while recording, by default as many as are fast. Actors with
         `gpus_per_actor`, perhaps a part of one, compute there what was planned for device "cuda", and all else on
-        their cores; with `gpus_per_trial` the trials of sweeps and searches compute there. `study` is what the work is
-        for, as heartbeats and logs tell it. `attempts` is how often
-        a task is tried whose actor was lost; a training is begun once more, and the trial of a sweep twice as often.
-        their cores; with `gpus_per_trial` the trials of sweeps and searches compute there. If it `needs_pool` later, a Ray
-        that is too small for it is refused when it is started or joined. `study` is what the work is for, as heartbeats
-        and logs tell it.
         their cores; with `gpus_per_trial` the trials of sweeps and searches compute there. If it `needs_pool` later, a
-        Ray that is too small for it is refused when it is started or joined. `study` is what the work is for, as
-        heartbeats and logs tell it.
+        Ray that is too small for it is refused when it is started or joined. `attempts` is how often a task is tried
+        whose actor was lost; a training is begun once more, and the trial of a sweep twice as often. `study` is what
+        the work is for, as heartbeats and logs tell it.
         """
         allow(*factories)
         for name, value in (
