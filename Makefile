@@ -82,7 +82,7 @@ docs: $(DEV_STAMP)  ## render the guides as pages, build/site/index.html; a brok
 	cp -r README.md CHANGELOG.md docs build/pages/ && cp k8s/README.md build/pages/k8s/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-bench: $(DEV_STAMP)  ## measure ours beside public peers (BENCH=rollout, or lstm, train, scaling, scoring, calibration, control_plane, rows, sequences, sae, recovery, steering; ARGS="--actors 1 2" for steering by several)
+bench: $(DEV_STAMP)  ## measure ours beside public peers (BENCH=rollout, or lstm, train, scaling, scoring, calibration, control_plane, rows, sequences, sae, sweep, recovery, steering; ARGS="--actors 1 2" for steering by several)
 	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
 clean:  ## remove caches and build outputs; keeps .venv and the store

@@ -16,10 +16,10 @@ from cluster import recordings
 from cluster.backends import Corrupt
 from cluster.notes import Note, silent
 from cluster.placement import Device, device_of, in_identity
-from cluster.staging import Split, read_rows, stage
+from cluster.staging import Split, needs_before, read_before, read_rows, stage
 from cluster.store import Store
 from cluster.studio import Studio
-from cluster.sweep import MAX_LOSSES, TrialProgress, load_dictionary, sweep
+from cluster.sweep import MAX_LOSSES, Storage, TrialProgress, load_dictionary, sweep
 from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
 from interp.dictionaries.metrics import measure
 from interp.dictionaries.selection import choose, pareto_front
@@ -234,17 +234,19 @@ def run_sweep(
     """
     device = device_of(gpus_per_trial)
     identity = sweep_id(recording_id, site, configs, split=split, seed=seed, device=device)
-    staged = stage(store, recording_id, site, split)
+    with_before = any(map(needs_before, configs))
+    staged = stage(store, recording_id, site, split, with_before=with_before)
     results = sweep(
         configs,
         train_path=staged.train_path,
         held_out_path=staged.held_out_path,
         site=site,
-        storage_path=store.workspace("sweeps"),
+        storage_path=Storage.of(store),
         name=identity,
         seed=seed,
         known=staged.normalisation(),
-        restage=partial(stage, store, recording_id, site, split),
+        before_path=staged.before_path if with_before else None,
+        restage=partial(stage, store, recording_id, site, split, with_before=with_before),
         max_concurrent=max_concurrent,
         max_losses=max_losses,
         gpus_per_trial=gpus_per_trial,
@@ -287,6 +289,7 @@ def run_sweep(
             }
         ),
     )
+    Storage.of(store).forget(identity)
     return SweepResult(trials=trials, curves=curves, chosen=entry, chosen_config=chosen.config)
 
 
@@ -312,7 +315,18 @@ class TrainDictionary:
 
     def run(self, studio: Studio) -> DictionaryEntry:
         train_ND, held_out_ND = read_rows(studio.store, self.recording_id, self.site, self.split)
-        trainer = Trainer(self.config, train_ND, held_out_ND, site=self.site, seed=self.seed)
+        before_N = None
+        if needs_before(self.config):
+            manifest = recordings.open_manifest(studio.store, self.recording_id)
+            before_N = read_before(studio.store, manifest, self.split)
+        trainer = Trainer(
+            self.config,
+            train_ND,
+            held_out_ND,
+            site=self.site,
+            seed=self.seed,
+            before_N=before_N,
+        )
         for _ in trainer.run():
             pass
         return save(

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
-from cluster import dictionaries
+import numpy as np
+from jaxtyping import Float32
+
+from cluster import crosscoders, dictionaries, recordings
 from cluster.scoring import read_tracks
 from cluster.staging import Split
 from cluster.store import Store
 from interp.features.feature_set import SUPERVISED, FeatureKind, FeatureSet
 from interp.features.sources import (
+    crosscoder_latents,
     latents,
     mean_differences,
     neurons,
@@ -70,9 +74,32 @@ def features_of(
                 site, x_ND, label_NL, **labelled, k=min(SPARSE_UNITS, x_ND.shape[1])
             )
         case "crosscoder":
-            raise ValueError(
-                "crosscoders are of several recordings; steer their latents from Python"
-            )
+            return _of_crosscoder(store, recording_id, dict_id, x_ND, site=site)
+
+
+def _of_crosscoder(
+    store: Store,
+    recording_id: str,
+    crosscoder_id: str | None,
+    x_ND: Float32[np.ndarray, "N D"],
+    *,
+    site: str,
+) -> FeatureSet:
+    """The latents that several policies share, as the policy of this recording reads and writes them."""
+    if crosscoder_id is None:
+        raise ValueError("crosscoder latents are of a crosscoder: name it with --dictionary x-...")
+    crosscoder = crosscoders.load(store, crosscoder_id)
+    if (own := crosscoder.dictionary.site) != site:
+        raise ValueError(f"crosscoder {crosscoder_id} reads {own}, not {site}; leave --site out")
+    policy_id = recordings.open_manifest(store, recording_id).plan.inputs.get("policy", "none")
+    return crosscoder_latents(crosscoder, crosscoder.index(policy_id), x_ND, site=site)
+
+
+def site_of(store: Store, dict_id: str) -> str:
+    """Which site a dictionary or a crosscoder reads."""
+    if dict_id.startswith(crosscoders.PREFIX):
+        return crosscoders.load(store, dict_id).dictionary.site
+    return dictionaries.load(store, dict_id).site
 
 
 def chosen(known: FeatureSet, wanted: Sequence[str]) -> list[SteeredLatent]:

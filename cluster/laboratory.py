@@ -12,9 +12,20 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 import ray
 
-from cluster import dictionaries, logs, recordings, runtime, search, steering, tally, training
+from cluster import (
+    crosscoders,
+    dictionaries,
+    logs,
+    recordings,
+    runtime,
+    search,
+    steering,
+    tally,
+    training,
+)
 from cluster.bank import PlayShard, ReplayShard
 from cluster.clips import ShowEdits
+from cluster.crosscoders import CrosscoderEntry, TrainCrosscoder
 from cluster.dictionaries import SweepResult, TrainDictionary
 from cluster.discovery import Discover, Discovered
 from cluster.evaluation import Evaluate, ReturnEstimate, find_returns
@@ -397,6 +408,15 @@ class Laboratory:
             )
         )
         return [entry if entry is not None else next(made) for entry in found]
+
+    def train_crosscoders(
+        self, tasks: Sequence[TrainCrosscoder], note: Note = silent
+    ) -> list[CrosscoderEntry]:
+        """Crosscoders of replays of one bank, in the order of the tasks."""
+        found = {task.key: crosscoders.find(self.store, task.crosscoder_id) for task in tasks}
+        missing = [task for task in tasks if found[task.key] is None]
+        made = dict(zip([task.key for task in missing], self.make(missing, note), strict=True))
+        return [found[task.key] or made[task.key] for task in tasks]
 
     def answer(
         self,

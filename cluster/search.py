@@ -3,8 +3,9 @@
     sweeps/<search_id>/trials.parquet     one row a trial: its config flattened, its figures, its curve
                        search.json        what was asked, the Pareto front, the dictionary kept, and why it was
 
-A search is named by the hash of what it asks. Each round, and each site within it, is an experiment of its own in the
-store's workspace, so that a search which was cut short goes on where it was, and one that is asked again is read.
+A search is named by the hash of what it asks. Each round, and each site within it, is an experiment of its own, kept
+where `cluster.sweep.Storage` says, so that a search which was cut short goes on where it was, on a store on S3 from any
+machine; one that is asked again is read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,9 @@ import pyarrow.parquet as pq
 
 from cluster import dictionaries
 from cluster.placement import Device, device_of, in_identity
-from cluster.staging import Split, read_held_out_labels, stage
+from cluster.staging import Split, needs_before, read_held_out_labels, stage
 from cluster.store import Store
-from cluster.sweep import Halving, TrialProgress, TrialResult, load_dictionary, sweep
+from cluster.sweep import Halving, Storage, TrialProgress, TrialResult, load_dictionary, sweep
 from interp.concepts.scoring import rank_auroc
 from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.matching import Stability, stability
@@ -224,6 +225,7 @@ def run_search(
         "stability": None if steady is None else asdict(steady),
     }
     store.ensure(f"sweeps/{identity}/search.json", canonical_json(content))
+    Storage.of(store).forget(identity)
     found = find(store, identity)
     assert found is not None
     return found
@@ -266,19 +268,21 @@ def _train(
     """Results in the order of the candidates; each site is staged once and swept by itself."""
     results: dict[int, TrialResult] = {}
     for site in dict.fromkeys(candidate.site for candidate in candidates):
-        staged = stage(store, recording_id, site, split)
         mine = [number for number, candidate in enumerate(candidates) if candidate.site == site]
+        with_before = any(needs_before(candidates[number].config) for number in mine)
+        staged = stage(store, recording_id, site, split, with_before=with_before)
         came = sweep(
             [candidates[number].config for number in mine],
             train_path=staged.train_path,
             held_out_path=staged.held_out_path,
             site=site,
-            storage_path=store.workspace("sweeps"),
+            storage_path=Storage.of(store),
             name=identity,
             seed=config.seed,
             seeds=[candidates[number].seed for number in mine],
             known=staged.normalisation(),
-            restage=partial(stage, store, recording_id, site, split),
+            before_path=staged.before_path if with_before else None,
+            restage=partial(stage, store, recording_id, site, split, with_before=with_before),
             max_concurrent=runner.max_concurrent,
             halving=config.halving,
             gpus_per_trial=runner.gpus_per_trial,

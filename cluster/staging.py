@@ -2,7 +2,8 @@
 
     <workspace>/activations/<identity>/  train.npy, held_out.npy   float16 [N, D], rows in the order of the plan
                                          normalisation.json        mean and scale of the train rows
-                                         about.json                what they were made from; its time is the last use
+                                         before.npy                each train row's step before, or -1; if asked for
+                            about.json                what they were made from; its time is the last use
                             <identity>.lock
 
 The identity is a hash of the manifest, the site and the split, so what is there is right. It is scratch: every node
@@ -29,9 +30,10 @@ from cluster import recordings
 from cluster.notes import Note, silent
 from cluster.recordings import Manifest
 from cluster.store import Store
-from interp.dictionaries.training import Normalisation, normalisation
+from interp.dictionaries.temporal import Temporal
+from interp.dictionaries.training import Normalisation, SaeConfig, normalisation
 from interp.identity import content_id, parse_json
-from interp.recording import activations, label_columns
+from interp.recording import STEP_KEY, activations, label_columns, steps_before
 from interp.records import LABEL_PREFIX, SITE_PREFIX
 from interp.stats.episodes import episode_split
 
@@ -91,6 +93,11 @@ class StagedActivations:
         return self.folder / "held_out.npy"
 
     @property
+    def before_path(self) -> Path:
+        """Only there if `stage` was asked for it."""
+        return self.folder / "before.npy"
+
+    @property
     def about_path(self) -> Path:
         return self.folder / "about.json"
 
@@ -105,9 +112,17 @@ class StagedActivations:
 
 
 def stage(
-    store: Store, recording_id: str, site: str, split: Split, note: Note = silent
+    store: Store,
+    recording_id: str,
+    site: str,
+    split: Split,
+    note: Note = silent,
+    *,
+    with_before: bool = False,
 ) -> StagedActivations:
     """Writes the arrays of one site from verified shards, or finds them on this machine; in memory is one shard.
+
+    `with_before` also writes which train rows follow each other, from a second look at the shards.
 
     Processes of one machine that stage the same at the same time wait for the one that began; the folder appears whole.
 
@@ -123,6 +138,7 @@ def stage(
     with _locked(folder):
         if folder.exists():
             os.utime(staged.about_path)
+            _stage_before(store, manifest, split, staged, wanted=with_before)
             return staged
         split.check(manifest)
         partial = StagedActivations(folder=folder.with_name(f"{folder.name}.partial"))
@@ -143,7 +159,34 @@ def stage(
         partial.normalisation_path.write_text(json.dumps({"mean": mean_D.tolist(), "scale": scale}))
         partial.about_path.write_text(json.dumps({"recording": recording_id, **source}))
         partial.folder.rename(folder)
+        _stage_before(store, manifest, split, staged, wanted=with_before)
     return staged
+
+
+def needs_before(config: SaeConfig) -> bool:
+    """Whether training compares neighbouring steps."""
+    return isinstance(config.family, Temporal)
+
+
+def _stage_before(
+    store: Store, manifest: Manifest, split: Split, staged: StagedActivations, *, wanted: bool
+) -> None:
+    if not wanted or staged.before_path.exists():
+        return
+    partial = staged.folder / "before.partial.npy"
+    np.save(partial, read_before(store, manifest, split))
+    partial.rename(staged.before_path)
+
+
+def read_before(store: Store, manifest: Manifest, split: Split) -> Int64[np.ndarray, " N"]:
+    """For each train row, in the order of `stage`, the number of the train row one step earlier, or -1."""
+    parts, num_rows = [np.empty(0, np.int64)], 0
+    for table in recordings.shard_tables(store, manifest, list(STEP_KEY)):
+        train = table.filter(split.chosen(table.column("env_seed").to_numpy(), "train"))
+        before_N = steps_before(train)  # rows of one episode are in one shard
+        parts.append(np.where(before_N < 0, -1, before_N + num_rows))
+        num_rows += len(before_N)
+    return np.concatenate(parts)
 
 
 def read_rows(

@@ -7,7 +7,8 @@ A trial that does badly can be ended early, see `Halving`.
 The rows are staged once per node as two `.npy` files that every trial maps into memory; only their paths and
 digests travel. An experiment is named by the hash of all that its numbers depend on, so asking again for the same
 sweep resumes what was cut short and returns what was finished; the number of trials at once never changes a number.
-Tune keeps its own state there as pickles: a storage path must be as trusted as this code.
+Tune keeps its own state there as pickles: a storage path must be as trusted as this code. Of a store on S3 that is its
+scratch/sweeps, so that another machine goes on where one was lost; every process has its own credentials.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from math import log2
 from pathlib import Path
@@ -28,6 +29,7 @@ import numpy as np
 import pyarrow.fs
 import ray
 import torch
+from pyarrow.fs import FileSelector, FSSpecHandler, PyFileSystem
 from ray import tune
 from ray.exceptions import RayTaskError
 from ray.tune.execution import class_cache
@@ -36,8 +38,11 @@ from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler
 
 from cluster.placement import Device, check_placement, take_device
+from cluster.process import settle
+from cluster.store import Store
 from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary
 from interp.dictionaries.metrics import DensitySummary
+from interp.dictionaries.temporal import Temporal
 from interp.dictionaries.training import (
     CurvePoint,
     Normalisation,
@@ -83,6 +88,8 @@ class TrialResult:
     """Share of latents silent on every held-out row."""
     dictionary_uri: str | None
     """Folder with the dictionary's files, which `load_dictionary` reads; None if the trial was ended early."""
+    filesystem: pyarrow.fs.FileSystem | None = field(default=None, compare=False, repr=False)
+    """Of that folder, if it is not one of this machine."""
     curve: tuple[CurvePoint, ...]
     """Every report of the trial, in order."""
     seed: int
@@ -94,6 +101,36 @@ class TrialResult:
     def is_whole(self) -> bool:
         """False if it was ended early."""
         return self.dictionary_uri is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """Where experiments keep their state and checkpoints."""
+
+    path: str
+    filesystem: pyarrow.fs.FileSystem | None = None
+    """None for a folder that every node has. It travels to trials, so it holds no credentials: each process takes its
+    own from the environment that its node started with."""
+
+    @classmethod
+    def of(cls, store: Store) -> "Storage":
+        """A folder store's own workspace; of another the objects below its scratch/sweeps."""
+        filesystem = store.backend.filesystem()
+        if filesystem is None:
+            return cls(path=str(store.workspace("sweeps").resolve()))
+        _, _, path = store.address("scratch/sweeps").partition("://")
+        return cls(path=path, filesystem=PyFileSystem(FSSpecHandler(filesystem)))
+
+    def forget(self, name: str) -> None:
+        """Takes away what is left of experiments of that name, once all that is worth keeping is in the store.
+
+        A folder keeps it: there it is in nobody's way, and `--tensorboard` has its files there.
+        """
+        if self.filesystem is None:
+            return
+        for found in self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True)):
+            if found.base_name.startswith(f"{name}-"):
+                self.filesystem.delete_dir(found.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +199,8 @@ class Inputs:
     site: str
     known: Normalisation | None
     """Of the train rows; None if every trial is to compute it."""
+    before: StagedRows | None
+    """For each train row the number of the row one step earlier, which the temporal family needs."""
     restage: Callable[[], object] | None
     """Puts both files on a node that lacks them."""
     device: str
@@ -178,7 +217,7 @@ class SaeTrial(tune.Trainable):
         assert inputs is not None
         logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line per checkpoint
         logging.getLogger("ray.tune").setLevel(logging.WARNING)
-        torch.set_num_threads(1)
+        settle()
         self._inputs = inputs
         self.reset_config(config)
 
@@ -200,8 +239,16 @@ class SaeTrial(tune.Trainable):
             site=inputs.site,
             seed=self._seed,
             known=inputs.known,
+            before_N=self._before_N,
             device=str(take_device(inputs.device, inputs.gpus)),
         )
+
+    @property
+    def _before_N(self) -> np.ndarray | None:
+        before = self._inputs.before
+        if before is None or not isinstance(self._config.family, Temporal):
+            return None
+        return np.asarray(before.open(self._inputs.restage))
 
     def step(self) -> dict[str, Any]:
         """The next report, in plain values; its `done` is also what tells Tune that the trial is over."""
@@ -230,10 +277,11 @@ def sweep(
     train_path: str | Path,
     held_out_path: str | Path,
     site: str,
-    storage_path: str | Path,
+    storage_path: str | Path | Storage,
     name: str,
     seed: int,
     known: Normalisation | None = None,
+    before_path: str | Path | None = None,
     restage: Callable[[], object] | None = None,
     max_concurrent: int | None = None,
     max_losses: int = MAX_LOSSES,
@@ -250,8 +298,10 @@ def sweep(
     `max_concurrent` of the first call, which Tune keeps).
 
     Args:
-        storage_path: A folder, or a URL that every node can write.
+        storage_path: A folder or a URL that every node can write, or a `Storage`.
         known: The normalisation of the train rows, if that was computed before.
+        before_path: A `.npy` file with, for each train row, the number of the row one step earlier, or -1; of the
+            temporal family, which other families never read.
         restage: Called on a node without the files; must put them at the same paths there.
         max_concurrent: Trials at once; by default as many as there are CPUs.
         max_losses: Of its process or node, that a trial survives.
@@ -270,6 +320,11 @@ def sweep(
         raise ValueError(f"max_concurrent is {max_concurrent}, wanted at least 1")
     if seeds is not None and len(seeds) != len(configs):
         raise ValueError(f"{len(seeds)} seeds for {len(configs)} configs; give one for each")
+    is_temporal = any(isinstance(config.family, Temporal) for config in configs)
+    if is_temporal and before_path is None:
+        raise ValueError(
+            "the temporal family compares neighbouring steps; give before_path, or leave it out"
+        )
     check_placement(name="gpus_per_trial", gpus=gpus_per_trial)
     seeds = [seed] * len(configs) if seeds is None else list(seeds)
     inputs = Inputs(
@@ -277,14 +332,20 @@ def sweep(
         held_out=StagedRows.of(held_out_path),
         site=site,
         known=known,
+        before=StagedRows.of(before_path) if is_temporal and before_path is not None else None,
         restage=restage,
         device=device or ("cuda" if gpus_per_trial else "cpu"),
         gpus=gpus_per_trial,
     )
     check_rows(inputs.train.open(), inputs.held_out.open())
-    storage = str(storage_path) if "://" in str(storage_path) else str(Path(storage_path).resolve())
+    if isinstance(storage_path, Storage):
+        storage = storage_path
+    elif "://" in str(storage_path):
+        storage = Storage(path=str(storage_path))
+    else:
+        storage = Storage(path=str(Path(storage_path).resolve()))
     experiment = f"{name}-{_digest(configs, seeds, inputs, halving)}"
-    experiment_uri = f"{storage}/{experiment}"
+    experiment_uri = f"{storage.path}/{experiment}"
 
     trainable = tune.with_resources(
         tune.with_parameters(SaeTrial, inputs=inputs), {"cpu": 1, "gpu": gpus_per_trial}
@@ -301,13 +362,14 @@ def sweep(
     if tensorboard:
         callbacks.append(TBXLoggerCallback())
     with _listening(experiment_uri, on_progress), _tune_in_the_background():
-        if tune.Tuner.can_restore(experiment_uri):
+        if tune.Tuner.can_restore(experiment_uri, storage_filesystem=storage.filesystem):
             tuner = tune.Tuner.restore(
                 experiment_uri,
                 trainable=trainable,
                 param_space=space,
                 resume_unfinished=True,
                 restart_errored=True,
+                storage_filesystem=storage.filesystem,
             )
         else:
             tuner = tune.Tuner(
@@ -322,7 +384,8 @@ def sweep(
                 ),
                 run_config=tune.RunConfig(
                     name=experiment,
-                    storage_path=storage,
+                    storage_path=storage.path,
+                    storage_filesystem=storage.filesystem,
                     verbose=0,
                     callbacks=callbacks,
                     checkpoint_config=tune.CheckpointConfig(
@@ -332,14 +395,17 @@ def sweep(
                 ),
             )
         grid = tuner.fit()
-    return _collect(grid, configs, seeds, experiment_uri)
+    trials = _collect(grid, configs, seeds, experiment_uri)
+    return [replace(trial, filesystem=storage.filesystem) for trial in trials]
 
 
 def load_dictionary(trial: TrialResult) -> Dictionary:
     """Reads the dictionary of a trial from the sweep's storage; ValueError if it was ended early and has none."""
     if trial.dictionary_uri is None:
         raise ValueError(f"the trial of {trial.config} was ended early and has no dictionary")
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(trial.dictionary_uri)
+    filesystem, path = trial.filesystem, trial.dictionary_uri
+    if filesystem is None:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(path)
     files = {}
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         with filesystem.open_input_stream(f"{path}/{name}") as stream:
@@ -429,7 +495,7 @@ def _digest(
     """Hash of all that the numbers of a sweep depend on; where the rows lie is not part of it."""
     content = {
         "configs": [config.to_dict() for config in configs],
-        "rows": [inputs.train.sha256, inputs.held_out.sha256],
+        "rows": [file.sha256 for file in (inputs.train, inputs.held_out, inputs.before) if file],
         "site": inputs.site,
         "seeds": list(seeds),
         "device": inputs.device,
@@ -537,7 +603,7 @@ def _tune_in_the_background() -> Iterator[None]:
     behind).
 
     Tune copies the AWS_ variables of this process into the runtime_env of its trials, which Ray writes to a log as it
-    is. Trials read files of their node and need none.
+    is. A trial that needs some has those of its node, like all other actors.
     """
     environment = {name: os.environ.get(name) for name in _TUNE_ENVIRONMENT}
     level = (tune_logger := logging.getLogger("ray.tune")).level

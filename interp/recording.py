@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float16, Float32
+from jaxtyping import Bool, Float16, Float32, Int64
 
 from interp.records import KEY_FIELDS, LABEL_PREFIX, SITE_PREFIX, Episode
 from interp.worlds.expressions import Judged, looks_ahead, parse, parts_of
@@ -13,6 +13,9 @@ from interp.worlds.expressions import Judged, looks_ahead, parse, parts_of
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 FLOAT16_INFINITY = 0x7C00
 """Bits of its exponent, all of which are set in infinities and NaN only."""
+
+STEP_KEY = ("env_seed", "episode", "agent", "t")
+"""Columns that together tell one row from all others of a recording."""
 
 
 def row_schema(
@@ -115,6 +118,17 @@ def activations(table: pa.Table, site: str) -> np.ndarray:
         if len(chunk)
     ]
     return np.concatenate([*parts, np.empty(0, np.float16)]).reshape(-1, width)
+
+
+def steps_before(table: pa.Table) -> Int64[np.ndarray, " N"]:
+    """For each row the number of the row of the same agent and episode one step earlier; -1 where that is missing."""
+    key_NC = np.stack([table.column(name).to_numpy().astype(np.int64) for name in STEP_KEY], axis=1)
+    order_N = np.lexsort(key_NC.T[::-1])
+    step_NC = np.diff(key_NC[order_N], axis=0)
+    follows_N = (step_NC[:, :-1] == 0).all(1) & (step_NC[:, -1] == 1)
+    before_N = np.full(len(order_N), -1, np.int64)
+    before_N[order_N[1:][follows_N]] = order_N[:-1][follows_N]
+    return before_N
 
 
 def label_columns(table: pa.Table, labels: Sequence[str]) -> Bool[np.ndarray, "N L"]:

@@ -1,4 +1,5 @@
-"""Dictionaries of a store: how good they are, and their exchange with SAELens (cfg.json and sae_weights.safetensors).
+"""Dictionaries of a store: how good they are, what several policies share, and their exchange with SAELens (cfg.json
+and sae_weights.safetensors).
 
 What is written takes recorded activations as they are, centring and scaling included, and SAELens opens it with
 SAE.load_from_disk. What is read is data alone: nothing of SAELens is needed, and no code of a file runs.
@@ -18,8 +19,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from cluster import dictionaries
+from cluster import crosscoders, dictionaries, policies
 from cluster.appraisal import plan_appraisal
+from cluster.crosscoders import TrainCrosscoder, crosscoder_config
 from cluster.evaluation import EvaluationConfig
 from cluster.handed_in import check_lasting
 from cluster.laboratory import Laboratory
@@ -35,6 +37,7 @@ from interp.concepts.appraisal import (
     SHUFFLED,
     AppraisalConfig,
 )
+from interp.dictionaries.batch_topk import BatchTopK
 from interp.dictionaries.saelens import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -42,6 +45,7 @@ from interp.dictionaries.saelens import (
     from_saelens,
     to_saelens,
 )
+from interp.dictionaries.training import SaeConfig
 from interp.steering.splicing import UNTOUCHED
 from jobs.factories import allow_factories
 from jobs.main import run_as_module
@@ -138,12 +142,57 @@ class Evaluate:
     """Folder or s3://bucket/prefix in which everything rests."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Crosscode:
+    """One set of latents for what several policies compute when they are shown the same bank. Prints whose they are.
+
+    A latent is of a policy if its best decoder row there, on held-out episodes and with the other latents held fixed,
+    is at least half as long as in the policy where it is longest; one has it alone if it is below a fifth of that in
+    all others. Replays are made with `sparsight sequences replay`; what was found is steered with `sparsight steer
+    --features crosscoder --dictionary x-...`.
+    """
+
+    replay: tuple[str, ...]
+    """Two or more replays of one bank, each of another policy or checkpoint."""
+    site: str = "lstm.h"
+    """Site to compare; widths may differ."""
+    k: int = 16
+    """Active latents a step, which all policies share."""
+    d_sae: int = 512
+    """Number of latents."""
+    samples: int = 1_000_000
+    """Steps seen in training, counting repeats."""
+    lr: float = 3e-3
+    """Learning rate."""
+    split: Split = field(default_factory=Split)
+    seed: int = 0
+    """Of weights and order."""
+    show: int = 10
+    """Latents shown of each kind, those that are strongest where they are strongest."""
+    store: str = "./store"
+    """Folder or s3://bucket/prefix in which everything rests."""
+
+    def task(self) -> TrainCrosscoder:
+        """ValueError if it means nothing."""
+        config = SaeConfig(
+            family=BatchTopK(k=self.k), d_sae=self.d_sae, samples=self.samples, lr=self.lr
+        )
+        return TrainCrosscoder(
+            replay_ids=self.replay,
+            site=self.site,
+            config=crosscoder_config(config),
+            split=self.split,
+            seed=self.seed,
+        )
+
+
 Verb = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Splice, tyro.conf.subcommand("splice")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Crosscode, tyro.conf.subcommand("crosscode")]
 )
 
 
@@ -162,6 +211,8 @@ def main(arguments: Sequence[str]) -> None:
             play(store, splice)
         case Evaluate() as evaluate:
             appraise(store, evaluate)
+        case Crosscode() as crosscode:
+            compare(store, crosscode)
 
 
 def print_list(store: Store) -> None:
@@ -241,6 +292,63 @@ def play(store: Store, config: Splice) -> None:
         (figures,) = laboratory.answer([task], stage.update)
     reporter.console.print(splice_view(figures))
     print(task.question.id)
+
+
+def compare(store: Store, config: Crosscode) -> None:
+    """Trains a crosscoder, or finds it, and prints whose latents are whose."""
+    task = config.task()
+    task.check(store)
+    store.probe()
+    reporter = Reporter()
+    with (
+        Laboratory(store, num_actors=1, say=reporter.say) as laboratory,
+        reporter.stage("crosscode") as stage,
+    ):
+        laboratory.watch("crosscode", stage)
+        (entry,) = laboratory.train_crosscoders([task], stage.update)
+    names = [policies.read_card(store, policy).name for policy in entry.policies]
+    presence = crosscoders.read_presence(store, entry.crosscoder_id)
+    reporter.done(
+        "crosscode",
+        f"{entry.d_sae:,} latents of {entry.site} of {', '.join(names)}: FVU {entry.fvu:.3f}, L0 {entry.l0:.1f}, "
+        f"{entry.dead_fraction:.0%} dead",
+    )
+    for table in presence_views(presence, entry.policies, names, show=config.show):
+        reporter.console.print(table)
+    print(entry.crosscoder_id)
+
+
+def presence_views(
+    presence: pa.Table, policy_ids: Sequence[str], names: Sequence[str], *, show: int
+) -> list[Table]:
+    """How many latents are whose; and of each kind those with the longest decoder rows, with their presences."""
+    rows = presence.to_pylist()
+    counts = Table(title="Whose latents are they?", title_justify="left", box=SIMPLE_HEAD)
+    counts.add_column("latents of", no_wrap=True)
+    counts.add_column("number", justify="right")
+    shown = Table(title="Presence, 1 where strongest", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("latents of", "latent", *names):
+        shown.add_column(heading, justify="left" if heading == "latents of" else "right")
+    groups: dict[str, list[dict[str, Any]]] = {"all": []}
+    groups |= {f"{name} alone": [] for name in names} | {"some, or in part": [], "silent": []}
+    for row in rows:
+        own = [row[f"presence.{policy}"] for policy in policy_ids]
+        match row["whose"]:
+            case "one":
+                groups[f"{names[own.index(max(own))]} alone"].append(row)
+            case "some":
+                groups["some, or in part"].append(row)
+            case kind:
+                groups[kind].append(row)
+    for kind, members in groups.items():
+        counts.add_row(kind, str(len(members)))
+        if kind == "silent":
+            continue
+        members.sort(key=lambda row: -max(row[f"norm.{policy}"] for policy in policy_ids))
+        for row in members[:show]:
+            figures = (f"{row[f'presence.{policy}']:.2f}" for policy in policy_ids)
+            shown.add_row(kind, str(row["latent"]), *figures)
+    return [counts, shown]
 
 
 def splice_view(figures: pa.Table) -> Table:

@@ -19,8 +19,8 @@ import pyarrow as pa
 import tyro
 from rich.table import Table
 
-from cluster import dictionaries, policies, recordings
-from cluster.features import chosen, features_of
+from cluster import policies, recordings
+from cluster.features import chosen, features_of, site_of
 from cluster.laboratory import Laboratory
 from cluster.placement import device_of
 from cluster.recordings import Plan
@@ -111,8 +111,8 @@ def plan_experiment(store: Store, config: Config) -> Experiment:
     names = config.concepts or _named(store, config)
     site = config.site
     if config.dictionary is not None:
-        dictionary_site = dictionaries.load(store, config.dictionary).site
-        if site is None and config.features == "sae":
+        dictionary_site = site_of(store, config.dictionary)
+        if site is None and config.features in ("sae", "crosscoder"):
             site = dictionary_site
     if site is None:
         raise ValueError(

@@ -15,7 +15,7 @@ The same question asked again goes on where it was cut short, or prints what cam
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,25 @@ import tyro
 from rich.table import Table
 
 from cluster.laboratory import Laboratory
-from cluster.search import Method, SearchConfig, SearchResult
+from cluster.placement import device_of
+from cluster.search import Method, SearchConfig, SearchResult, search_id
 from cluster.staging import Split
 from cluster.store import Store
 from cluster.sweep import Halving
-from interp.dictionaries.training import SaeConfig
+from cluster.tracking import letters
+from cluster.tracking.mirror import Mirror, Mode
+from interp.dictionaries.search import own_fields
+from interp.dictionaries.training import FAMILIES, SaeConfig
 from interp.identity import parse_json
 from jobs.main import run_as_module
 from jobs.progress import Reporter, SweepNote
+
+STRENGTHS: dict[str, tuple[float, ...]] = {
+    "k": (8, 16, 32, 64),
+    "l1": (0.5, 1.0, 2.0),
+    "l0": (1.0,),
+}
+"""Usual values of the settings that make a dictionary sparse, tried with families that have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +54,13 @@ class Config:
     site: str = "lstm.c"
     """Site whose activations are decomposed, unless the space names some."""
     families: tuple[str, ...] = ("batch_topk", "relu_l1")
-    """Architectures: batch_topk, topk, matryoshka, jumprelu, gated, relu_l1."""
-    k: tuple[int, ...] = (8, 16, 32, 64)
-    """Active latents per row, of families that count them."""
-    l1: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Weight of the L1 penalty, of families that have one."""
-    l0: tuple[float, ...] = (1.0,)
-    """Weight of the L0 penalty of jumprelu."""
+    """Architectures: batch_topk, topk, matryoshka, temporal, jumprelu, gated, relu_l1."""
+    k: tuple[int, ...] | None = None
+    """Active latents per row, of families that count them: by default 8, 16, 32 and 64."""
+    l1: tuple[float, ...] | None = None
+    """Weight of the L1 penalty, of families that have one: by default .5, 1 and 2."""
+    l0: tuple[float, ...] | None = None
+    """Weight of the L0 penalty of jumprelu: by default 1."""
     d_sae: tuple[int, ...] = (512,)
     """Numbers of latents."""
     lr: tuple[float, ...] = (3e-3,)
@@ -84,16 +95,26 @@ class Config:
     gpus_per_trial: float = 0.0
     """GPUs of a trial, perhaps a part of one; 0 trains on a core. What is trained on GPUs has an id of its own, for its
     last bits may differ."""
+    wandb: Mode = "auto"
+    """Mirror of the sweep on W&B, a run for each trial, grouped by the sweep's id: online (refuses to start without a
+    server), offline (sparsight sync delivers later), disabled, or auto: as WANDB_MODE says, or else online if there is
+    a key and the server answers, offline if it does not answer, disabled without a key. Told when all are done."""
+    wandb_project: str | None = None
+    """W&B project of the mirror; by default WANDB_PROJECT, or else sparsight."""
+    wandb_entity: str | None = None
+    """W&B entity of the mirror; by default WANDB_ENTITY, or else your own."""
     tensorboard: bool = False
-    """Write TensorBoard files beside the trials' checkpoints, in the store's workspace."""
+    """Write TensorBoard files beside the trials' checkpoints, in the workspace of a store that is a folder."""
 
     def search_config(self) -> SearchConfig:
         """ValueError if it means nothing."""
         space: dict[str, Any] = {
             "family.name": list(self.families),
-            "family.k": list(self.k),
-            "family.l1": list(self.l1),
-            "family.l0": list(self.l0),
+            **{
+                f"family.{name}": list(given)
+                for name in STRENGTHS
+                if (given := getattr(self, name)) is not None
+            },
             "d_sae": list(self.d_sae),
             "lr": list(self.lr),
             "seed": list(self.seeds),
@@ -101,7 +122,7 @@ class Config:
         if self.space is not None:
             space |= read_space(self.space)
         return SearchConfig(
-            space=space,
+            space=with_strengths(space),
             base=SaeConfig(samples=self.samples, d_sae=max(self.d_sae)),
             site=self.site,
             method=self.search,
@@ -113,6 +134,17 @@ class Config:
             coverage_auroc=self.coverage_auroc,
             stability_seeds=self.stability_seeds,
         )
+
+
+def with_strengths(space: Mapping[str, Any]) -> dict[str, Any]:
+    """With the usual strengths of families that are tried, where the space names none."""
+    names = space["family.name"]
+    tried = [names] if isinstance(names, str) else list(names)
+    has = {field for name in tried if name in FAMILIES for field in own_fields(name)}
+    usual = {f"family.{name}": list(STRENGTHS[name]) for name in STRENGTHS if name in has}
+    order = ("family.name", *(f"family.{name}" for name in STRENGTHS))
+    filled = {**usual, **space}
+    return {name: filled[name] for name in (*order, *filled) if name in filled}
 
 
 def read_space(path: Path) -> dict[str, Any]:
@@ -135,7 +167,17 @@ def main(arguments: Sequence[str]) -> None:
     store = Store.open(config.store)
     store.probe()
     reporter = Reporter()
+    device = device_of(config.gpus_per_trial)
+    identity = search_id(config.recording, search, split=config.split, device=device)
     with (
+        Mirror.open(
+            store,
+            identity,
+            config.wandb,
+            project=config.wandb_project,
+            entity=config.wandb_entity,
+            say=reporter.say,
+        ) as mirror,
         Laboratory(
             store,
             num_actors=config.actors,
@@ -145,6 +187,7 @@ def main(arguments: Sequence[str]) -> None:
         reporter.stage("sweep") as stage,
     ):
         laboratory.watch("sweep")
+        laboratory.num_unsent = mirror.num_unsent
         result = laboratory.search(
             config.recording,
             search,
@@ -152,6 +195,11 @@ def main(arguments: Sequence[str]) -> None:
             tensorboard=config.tensorboard,
             on_progress=SweepNote(stage),
         )
+        mirror.post(letters.search_letters(store, result, recording_id=config.recording))
+        state = mirror.close()
+    if mirror.reason:
+        reporter.say(f"wandb: {mirror.reason}")
+    reporter.say(state)
     reporter.console.print(trials_table(result, f"Trials on {config.recording}"))
     reporter.console.print(f"kept {result.entry.dict_id}: {result.rule}")
     if (steady := result.stability) is not None:

@@ -21,6 +21,7 @@ import torch
 from benchmarks.sae import peers
 from benchmarks.sae.work import Work
 from cluster.process import settle
+from interp.dictionaries import precision
 from interp.dictionaries.autoencoder import EncoderPrecision
 from interp.dictionaries.batch_topk import BatchTopK
 from interp.dictionaries.config import AnyFamily, SaeConfig
@@ -123,19 +124,10 @@ def _cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def medium_is_exact() -> bool:
-    """Whether the faster backend of matrix products computes in float32 here, and not in bfloat16."""
-    first, second = torch.randn(512, 512), torch.randn(512, 512)
-    torch.set_float32_matmul_precision("medium")
-    error = (first @ second - (first.double() @ second.double()).float()).norm()
-    torch.set_float32_matmul_precision("highest")
-    return float(error / (first @ second).norm()) < 1e-5
-
-
 def main(work: Work) -> None:
     torch.set_num_threads(work.threads)
     torch.manual_seed(0)
-    if work.tuned and medium_is_exact():
+    if work.tuned and precision.is_exact():
         torch.set_float32_matmul_precision("medium")
     with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(Finished):
         if work.side in OURS:

@@ -19,6 +19,7 @@ from typing import Any
 from cluster import policies, recordings
 from cluster.dictionaries import SweepResult
 from cluster.results import Kind, read_table
+from cluster.search import SearchResult
 from cluster.store import Store
 from cluster.studies import REPORT, card_files
 from cluster.tracking.access import Access
@@ -368,6 +369,87 @@ def sweep_letter(study: str, sweep_id: str, sweep: SweepResult, *, recording_id:
             )
         },
     )
+
+
+def search_letters(store: Store, search: SearchResult, *, recording_id: str) -> list[Letter]:
+    """A sweep by itself, its runs grouped by its id: recording, every trial with its curve, all as a table, the choice.
+
+    The recording is logged without what it was made from: the policy is no artifact unless a study has mirrored it.
+    """
+    identity, rows = search.search_id, search.trials.to_pylist()
+    kept = rows[search.chosen]
+    trials = []
+    for number, row in enumerate(rows):
+        curve_of = {
+            name.removeprefix("curve."): values
+            for name, values in row.items()
+            if name.startswith("curve.")
+        }
+        points = [
+            dict(zip(curve_of, point, strict=True))
+            for point in zip(*curve_of.values(), strict=True)
+        ]
+        trials.append(
+            Letter(
+                study=identity,
+                stage="sae",
+                subject=f"{identity}/{number}",
+                name=f"trial {number}: {row['family.name']} {row['site']}",
+                config={
+                    **{
+                        name: value
+                        for name, value in row.items()
+                        if not name.startswith("curve.") and name not in _FIGURES
+                    },
+                    "sweep": identity,
+                    "recording": recording_id,
+                },
+                summary={name: _finite(row[name]) for name in _FIGURES},
+                curve=tuple(
+                    {name: value for name, value in point.items() if math.isfinite(value)}
+                    for point in points
+                ),
+                uses=(f"{recording_id}:latest",),
+            )
+        )
+    columns = (
+        "trial",
+        "site",
+        "family.name",
+        "family",
+        "d_sae",
+        "lr",
+        "seed",
+        *_FIGURES,
+        "front",
+        "kept",
+    )
+    table = ShownTable.of(
+        [
+            {**row, "trial": number, "front": number in search.front, "kept": row is kept}
+            for number, row in enumerate(rows)
+        ],
+        columns,
+    )
+    return [
+        replace(recording_letter(store, identity, recording_id), uses=()),
+        *trials,
+        Letter(
+            study=identity,
+            stage="sweep",
+            subject=identity,
+            name=f"sweep {identity}",
+            config={"recording": recording_id, "rule": search.rule},
+            summary={"chosen": search.entry.dict_id, **_metrics(search.entry)},
+            uses=(f"{recording_id}:latest",),
+            logs=(_dictionary(search.entry),),
+            tables={"trials": table},
+        ),
+    ]
+
+
+_FIGURES = ("fvu", "l0", "dead_fraction", "coverage", "is_whole", "trial_s")
+"""What came of a trial, among the columns of a search's table."""
 
 
 def dictionary_letter(study: str, entry: DictionaryEntry, *, recording_id: str) -> Letter:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 DecoderNorm = Literal["unit", "free"]
-EncoderPrecision = Literal["float32", "bfloat16"]
+EncoderPrecision = Literal["float32", "float32_fast", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,7 +60,8 @@ class Autoencoder:
                 norm 1. A transcoder's always does the latter.
             decoder_norm: "unit" keeps rows of W_dec at norm 1, so that a latent is in units of what it adds. "free"
                 leaves them alone, and families count a latent times its norm.
-            encoder_precision: "bfloat16" rounds inputs and weights of the encoder's product.
+            encoder_precision: "bfloat16" rounds inputs and weights of the encoder's product. Of "float32_fast" the
+                trainer takes care, see `interp.dictionaries.precision`.
             blocks: Widths of the sources side by side in a row, whose norms a free decoder's latents are counted by one
                 by one: a crosscoder.
         """
@@ -126,7 +127,7 @@ class Autoencoder:
 
     def preactivations(self, x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
         """z, with its gradient."""
-        if self.encoder_precision == "float32":
+        if self.encoder_precision != "bfloat16":
             return torch.addmm(self.bias_F, x_BD, self.W_enc.T)
         return (x_BD.bfloat16() @ self.W_enc.T.bfloat16()).float() + self.bias_F
 

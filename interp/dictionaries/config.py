@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from math import ceil
+from math import ceil, isfinite
 from typing import Any, get_args
 
 from interp.dictionaries.autoencoder import DecoderNorm, EncoderPrecision
 from interp.dictionaries.batch_topk import BatchTopK
-from interp.dictionaries.family import Family, check_share
+from interp.dictionaries.family import Family, check_finite, check_share
 from interp.dictionaries.gated import Gated
 from interp.dictionaries.jumprelu import JumpRelu
 from interp.dictionaries.matryoshka import Matryoshka
@@ -48,7 +48,9 @@ class SaeConfig:
     decoder_norm: DecoderNorm = "unit"
     """Keep decoder rows at norm 1 ("unit"), or leave them and count latents by what they add ("free")."""
     encoder_precision: EncoderPrecision = "float32"
-    """Precision of the encoder's product in training; bfloat16 is faster where the processor multiplies it itself."""
+    """Precision of matrix products in training. float32_fast: by the backend that is faster on some processors, if a
+    check at the start finds it exact there; the last bits then depend on the processor. bfloat16: of the encoder's
+    product alone, which is faster where the processor multiplies it itself."""
     ema: float = 0.0
     """Decay, per step, of a running average of the weights that becomes the dictionary; 0 takes the last weights."""
     resample_at: tuple[float, ...] = ()
@@ -65,8 +67,8 @@ class SaeConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted at least 1")
         for name in ("lr", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted above 0")
+            if not (getattr(self, name) > 0 and isfinite(getattr(self, name))):
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted a finite number above 0")
         if self.warm_up < 0 or self.decay < 0 or self.warm_up + self.decay > 1:
             raise ValueError(
                 f"warm_up is {self.warm_up} and decay {self.decay}; wanted shares of the budget that sum to at most 1"
@@ -83,6 +85,7 @@ class SaeConfig:
             raise ValueError(f"ema is {self.ema}, wanted from 0 to below 1")
         for share in (*self.resample_at, self.resample_window):
             check_share("resample_at, resample_window", share)
+        check_finite(self.family)
         self.family.check(self.d_sae)
 
     @property

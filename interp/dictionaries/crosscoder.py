@@ -21,20 +21,32 @@ sum_b h² |y - h fitted|² / (sum_b h²)², what independent rows would add to i
 Shapes: N rows · S sources · F latents · D width of all sources.
 """
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from interp.dictionaries.config import SaeConfig
-from interp.dictionaries.dictionary import Dictionary, LatentDirection
+from interp.dictionaries.dictionary import CONFIG_FILE, WEIGHTS_FILE, Dictionary, LatentDirection
 from interp.dictionaries.metrics import BLOCK_ROWS, Rows
 from interp.dictionaries.topk import Counting
 from interp.dictionaries.training import Normalisation, Trainer, check_rows, normalisation
+
+SOURCES_FILE = "sources.json"
+MEANS_FILE = "sources.safetensors"
+FILES = (CONFIG_FILE, WEIGHTS_FILE, SOURCES_FILE, MEANS_FILE)
+FORMAT = "sparsight-crosscoder/1"
+ABSENT, PRESENT = 0.2, 0.5
+"""Presence below which a source lacks a latent, and from which it has it."""
 
 Index = slice | np.ndarray
 
@@ -103,6 +115,70 @@ class Crosscoder:
     """Of normalised rows."""
     sources: tuple[Source, ...]
 
+    def __post_init__(self) -> None:
+        if len({source.name for source in self.sources}) != len(self.sources):
+            raise ValueError(f"sources {[s.name for s in self.sources]}: wanted different names")
+        width = sum(source.width for source in self.sources)
+        if width != self.dictionary.d_in:
+            raise ValueError(
+                f"sources have {width} activations together, but the crosscoder reads {self.dictionary.d_in}"
+            )
+
+    def index(self, name: str) -> int:
+        """Which source has that name; ValueError if none has."""
+        names = [source.name for source in self.sources]
+        if name not in names:
+            raise ValueError(f"{name} is not a source of this crosscoder; it is of {names}")
+        return names.index(name)
+
+    def to_bytes(self) -> dict[str, bytes]:
+        """File name -> content: the dictionary's files, and what its parts are. Same crosscoder, same bytes."""
+        content = {
+            "format": FORMAT,
+            "sources": [
+                {"name": source.name, "width": source.width, "scale": source.normal.scale}
+                for source in self.sources
+            ],
+        }
+        means = {str(n): s.normal.mean_D.contiguous() for n, s in enumerate(self.sources)}
+        return {
+            **self.dictionary.to_bytes(),
+            SOURCES_FILE: (json.dumps(content, indent=2, allow_nan=False) + "\n").encode(),
+            MEANS_FILE: save(means),
+        }
+
+    @classmethod
+    def from_bytes(cls, files: Mapping[str, bytes]) -> "Crosscoder":
+        """The inverse of `to_bytes`, bit for bit. ValueError names the file and what is wrong with it."""
+        if absent := set(FILES) - files.keys():
+            raise ValueError(f"crosscoder without {sorted(absent)}; it needs {sorted(FILES)}")
+        listed = _read_sources(files[SOURCES_FILE])
+        try:
+            means = load(bytes(files[MEANS_FILE]))
+        except SafetensorError as error:
+            raise ValueError(f"{MEANS_FILE} is not a safetensors file: {error}") from error
+        for number, source in enumerate(listed):
+            mean = means.get(str(number))
+            if (
+                mean is None
+                or mean.dtype != torch.float32
+                or tuple(mean.shape) != (source["width"],)
+                or not mean.isfinite().all()
+            ):
+                raise ValueError(
+                    f"{MEANS_FILE} has no {source['width']} finite float32 means of source {number}, {source['name']}"
+                )
+        return cls(
+            dictionary=Dictionary.from_bytes({n: files[n] for n in (CONFIG_FILE, WEIGHTS_FILE)}),
+            sources=tuple(
+                Source(
+                    name=source["name"],
+                    normal=Normalisation(means[str(number)], float(source["scale"])),
+                )
+                for number, source in enumerate(listed)
+            ),
+        )
+
     def paired(self, rows: Mapping[str, Rows]) -> PairedRows:
         """Rows by the name of their source. ValueError if one is missing, unknown, or of another width."""
         names = [source.name for source in self.sources]
@@ -124,15 +200,23 @@ class Crosscoder:
         ends = list(accumulate(source.width for source in self.sources))
         return self.dictionary.W_dec[:, ends[source] - self.sources[source].width : ends[source]]
 
-    def direction(self, latent: int, source: int) -> LatentDirection:
-        """One latent as one source alone reads and writes it, in the units of its activation.
+    def direction(self, latent: int, source: int, *, alone: bool = False) -> LatentDirection:
+        """One latent as one source reads and writes it, in the units of its activation.
 
-        The other sources are taken at their means, which are 0 after normalisation.
+        The other sources are taken at their means, which are 0 after normalisation: its part of the sum. With `alone`
+        they are taken to hold as much of the latent as this one does: of an amount a each source contributes
+        a W_enc^s . W_dec^s to z, so its part is divided by its share of that. A source that lacks the latent, with a
+        share below .2 / S, tells nothing of the others.
         """
         whole, normal = self.dictionary.direction(latent), self.sources[source].normal
         start = sum(s.width for s in self.sources[:source])
         part = slice(start, start + self.sources[source].width)
-        read_D = whole.read_D[part] / normal.scale
+        share = 1.0
+        if alone:
+            held_D = self.dictionary.W_enc[:, latent] * self.dictionary.W_dec[latent]
+            share = float(held_D[part].sum() / held_D.sum())
+            share = share if share >= ABSENT / len(self.sources) else 1.0
+        read_D = whole.read_D[part] / normal.scale / share
         return LatentDirection(
             read_D=read_D,
             read_bias=whole.read_bias - float(normal.mean_D.double() @ read_D.double()),
@@ -234,6 +318,49 @@ class CrosscoderTrainer:
     def crosscoder(self) -> Crosscoder:
         """As it stands."""
         return Crosscoder(dictionary=self.trainer.dictionary(), sources=self.sources)
+
+
+def _read_sources(content: bytes) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{SOURCES_FILE} is not JSON: {error}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{SOURCES_FILE}: wanted format {FORMAT!r}")
+    listed = found.get("sources")
+    if not isinstance(listed, list) or len(listed) < 2:
+        raise ValueError(
+            f"{SOURCES_FILE}: sources are {listed!r:.80}, wanted a list of two or more"
+        )
+    for source in listed:
+        if not (
+            isinstance(source, dict)
+            and source.keys() == {"name", "width", "scale"}
+            and isinstance(source["name"], str)
+            and isinstance(source["width"], int)
+            and isinstance(source["scale"], int | float)
+            and math.isfinite(source["scale"])
+            and source["scale"] > 0
+        ):
+            raise ValueError(
+                f"{SOURCES_FILE}: source {source!r:.120}, wanted a name, a width and a scale above 0"
+            )
+    return listed
+
+
+def whose(presence_FS: Float32[np.ndarray, "F S"]) -> list[str]:
+    """Of each latent: "all" sources have it, "one" alone does, "some" or some in part, or it is "silent"."""
+    found = []
+    for presence_S in presence_FS:
+        if np.isnan(presence_S).any():
+            found.append("silent")
+        elif presence_S.min() >= PRESENT:
+            found.append("all")
+        elif np.sort(presence_S)[-2] < ABSENT:
+            found.append("one")
+        else:
+            found.append("some")
+    return found
 
 
 def _check_config(config: SaeConfig) -> None:

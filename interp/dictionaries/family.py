@@ -1,5 +1,7 @@
 """What is a family of sparse autoencoders? A rule for which latents are active, and the loss it is trained by."""
 
+from dataclasses import fields
+from math import isfinite
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -102,3 +104,11 @@ def check_share(name: str, value: float) -> None:
     """ValueError unless it is from 0 to 1."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is {value}, wanted a share from 0 to 1")
+
+
+def check_finite(family: Family) -> None:
+    """ValueError if one of the settings is infinite: no comparison with a bound above it finds that."""
+    for field in fields(family):  # pyright: ignore[reportArgumentType]
+        value = getattr(family, field.name)
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"family.{field.name} is {value}, wanted a finite number")

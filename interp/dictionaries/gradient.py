@@ -97,7 +97,7 @@ class Dense:
         sae, num_rows = self._sae, batch.x_BD.shape[0]
         self._allocate(num_rows)
         norm_F = sae.norm_F
-        W_enc_FD = sae.W_enc if sae.encoder_precision == "float32" else sae.W_enc.bfloat16()
+        W_enc_FD = sae.W_enc.bfloat16() if sae.encoder_precision == "bfloat16" else sae.W_enc
         _product(batch.x_BD, W_enc_FD, sae.bias_F, out=self._h_BF)
         threshold = self._activate(norm_F, share)
         l1 = self._family.l1_at(share) if isinstance(self._family, ReluL1) else 0.0

@@ -10,7 +10,7 @@ results: a sweep that is run again asks for the same trials.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
-from math import exp, log, prod
+from math import exp, isfinite, log, prod
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -33,9 +33,11 @@ class Range:
     """Whether all orders of magnitude are as likely."""
 
     def __post_init__(self) -> None:
-        if not self.low < self.high or (self.log and not self.low > 0):
+        is_finite = isfinite(self.low) and isfinite(self.high)
+        if not (is_finite and self.low < self.high) or (self.log and not self.low > 0):
             raise ValueError(
-                f"range from {self.low} to {self.high}{', log' * self.log}: wanted low below high, and above 0 with log"
+                f"range from {self.low} to {self.high}{', log' * self.log}: wanted low below high, both finite, and "
+                "above 0 with log"
             )
 
     @property
@@ -84,6 +86,21 @@ class Space:
             raise ValueError(f"a space has no field {sorted(unknown)}; there are {sorted(known)}")
         if isinstance(names := self.values.get(_NAME, ()), Range) or set(names) - FAMILIES.keys():
             raise ValueError(f"{_NAME} is {names}; there are {sorted(FAMILIES)}")
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """ValueError if no family that is tried has a field of the space: it would change nothing."""
+        tried = list(self.values.get(_NAME, ())) or [self._base.family.name]
+        has = {name: own_fields(name) for name in FAMILIES}
+        for name in self.values:
+            field = name.removeprefix(_FAMILY)
+            if name == _NAME or not name.startswith(_FAMILY) or any(field in has[n] for n in tried):
+                continue
+            owners = ", ".join(sorted(n for n in has if field in has[n]))
+            raise ValueError(
+                f"the space names {name}, which {' and '.join(tried)} {'has' if len(tried) == 1 else 'have'} no use "
+                f"for; leave it out, or try {owners}"
+            )
 
     def grid(self) -> list[Candidate]:
         """Every combination, the last field changing fastest; ValueError if a field has a range."""
@@ -125,7 +142,7 @@ class Space:
         family = content["family"]
         if (name := choice.get(_NAME, family["name"])) != family["name"]:
             family = {"name": name}
-        own = {field.name for field in fields(FAMILIES[name])}  # pyright: ignore[reportArgumentType]
+        own = own_fields(name)
         for field, value in choice.items():
             short = field.removeprefix(_FAMILY)
             if field.startswith(_FAMILY) and field != _NAME and short in own:
@@ -196,12 +213,13 @@ class Tpe:
             self._study.tell(trial, list(result))
 
 
+def own_fields(family: str) -> set[str]:
+    """Names of the settings of a family."""
+    return {field.name for field in fields(FAMILIES[family])}  # pyright: ignore[reportArgumentType]
+
+
 def _known_fields() -> set[str]:
-    own = {
-        f"{_FAMILY}{field.name}"
-        for family in FAMILIES.values()
-        for field in fields(family)  # pyright: ignore[reportArgumentType]
-    }
+    own = {f"{_FAMILY}{field}" for family in FAMILIES for field in own_fields(family)}
     shared = {field.name for field in fields(SaeConfig)} - {"family"}
     return own | shared | {_NAME, *OTHER_FIELDS}
 

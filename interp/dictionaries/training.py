@@ -7,19 +7,20 @@ Rows come as [rows, D] float16 or float32 arrays, perhaps read-only memory maps 
 gathered batch by batch and never copied whole. A run is a pure function of (config, rows, seed, machine): every
 random number is a function of the seed and the position in the data, so a run that was stopped at any step and
 resumed from `Trainer.state_dict` gives the same bits as one that was not. The matrix products run in full float32
-on the caller's number of threads (another number may change the last bit), unless the config says bfloat16.
+on the caller's number of threads (another number may change the last bit), unless the config says otherwise.
 """
 
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, fields
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from interp.dictionaries.adam import Adam
@@ -28,10 +29,13 @@ from interp.dictionaries.auxk import add_auxk_gradient
 from interp.dictionaries.config import FAMILIES, AnyFamily, SaeConfig
 from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.gradient import Step, gradient_of
+from interp.dictionaries.loading import Loader, Normalisation, digest
 from interp.dictionaries.metrics import DensitySummary, Measurement, Rows, blocks, measure
+from interp.dictionaries.precision import fast_products
 from interp.dictionaries.resampling import resample
 from interp.dictionaries.temporal import Temporal
 from interp.dictionaries.topk import Counting
+from interp.identity import sha256
 
 __all__ = [
     "FAMILIES",
@@ -51,9 +55,6 @@ __all__ = [
 # Weight initialisation, row order and resampling draw from different streams of one seed. (Two streams seeded alike
 # once gave a planted dictionary as its own initial weights, and a perfect score after no training.)
 _WEIGHTS_STREAM, _ORDER_STREAM, _RESAMPLING_STREAM = 0, 1, 2
-
-# Rows gathered and scaled at once: so few that they stay in the cache meanwhile.
-_CHUNK_ROWS = 512
 
 # The inference threshold is a running average over this share of the budget.
 _THRESHOLD_WINDOW = 0.05
@@ -90,15 +91,6 @@ class CurvePoint:
     @classmethod
     def of(cls, progress: Progress) -> "CurvePoint":
         return cls(**{field.name: getattr(progress, field.name) for field in fields(cls)})
-
-
-class Normalisation(NamedTuple):
-    """What is subtracted from rows and what they are then divided by."""
-
-    mean_D: Float32[Tensor, " D"]
-    """Mean of each coordinate."""
-    scale: float
-    """Root mean square of a centred coordinate over all rows and coordinates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,6 +136,8 @@ class Trainer:
             _check_targets(targets, train_ND, held_out_ND)
         if isinstance(config.family, Temporal):
             _check_before(before_N, len(train_ND))
+        else:
+            before_N = None
         num_rows, d_in = train_ND.shape
         self.config = config
         self.site = site
@@ -152,12 +146,19 @@ class Trainer:
         self._train_ND = train_ND
         self._held_out_ND = held_out_ND
         self._targets = targets
-        self._before_N = before_N if isinstance(config.family, Temporal) else None
+        self._before_N = before_N
+        self._digests = _digests(train_ND, held_out_ND, targets, before_N)
         self._input = _normalisation_of(train_ND, known, config)
         self._output = self._input
         if targets is not None:
             self._output = _normalisation_of(targets.train_NO, targets.known, config)
+        self._digests["normalisation"] = _digest_of(self._input, self._output)
         self._device = torch.device(device)
+        self._inputs = Loader(train_ND, self._input, self._device)
+        self._earlier = Loader(train_ND, self._input, self._device, like=self._inputs)
+        self._outputs = None
+        if targets is not None:
+            self._outputs = Loader(targets.train_NO, self._output, self._device)
         self._order = Shuffle(num_rows, seed=seed)
         self._sae = Autoencoder(
             d_in=d_in,
@@ -179,7 +180,6 @@ class Trainer:
         self._threshold = 0.0
         self._loss = float("nan")
         self._final: Measurement | None = None
-        self._x_BD = torch.empty(config.batch_rows, d_in)  # reused: fresh ones cost page faults
 
     @property
     def done(self) -> bool:
@@ -197,8 +197,10 @@ class Trainer:
 
     def advance(self, num_steps: int) -> None:
         """Takes up to `num_steps` gradient steps, fewer if the budget ends."""
-        for _ in range(min(num_steps, self.config.num_steps - self.step)):
-            self._advance_once()
+        is_fast = self.config.encoder_precision == "float32_fast"
+        with fast_products() if is_fast else nullcontext():
+            for _ in range(min(num_steps, self.config.num_steps - self.step)):
+                self._advance_once()
 
     def _advance_once(self) -> None:
         config, num_rows = self.config, self.config.batch_rows
@@ -247,14 +249,13 @@ class Trainer:
 
     def _load_batch(self) -> Batch:
         rows_B = self._order.rows(self.step * self.config.batch_rows, self.config.batch_rows)
-        x_BD = _load(self._train_ND, rows_B, self._input, self._device, self._x_BD)
-        y_BO, before_BD, has_before_B = x_BD, None, None
-        if self._targets is not None:
-            y_BO = _load(self._targets.train_NO, rows_B, self._output, self._device)
+        x_BD = self._inputs.load(rows_B)
+        y_BO = x_BD if self._outputs is None else self._outputs.load(rows_B)
+        before_BD, has_before_B = None, None
         if self._before_N is not None:
             before_B = self._before_N[rows_B]
             has_before_B = torch.from_numpy(before_B >= 0).to(self._device)
-            before_BD = _load(self._train_ND, before_B.clip(0), self._input, self._device)
+            before_BD = self._earlier.load(before_B.clip(0))
         return Batch(x_BD=x_BD, y_BO=y_BO, before_BD=before_BD, has_before_B=has_before_B)
 
     def progress(self) -> Progress:
@@ -332,11 +333,11 @@ class Trainer:
         """Tensors, numbers and strings (`torch.load(weights_only=True)` reads it); copies, so training may go on."""
         return {
             "identity": self._identity(),
+            "digests": dict(self._digests),
             "step": self.step,
             "threshold": self._threshold,
             "loss": self._loss,
             "silent_F": self._silent_F.clone(),
-            "mean_D": self._input.mean_D.clone(),
             "weights": self._weights(),
             "average": {name: weight.clone() for name, weight in self._average.items()},
             "adam": {
@@ -353,9 +354,14 @@ class Trainer:
                 f"checkpoint is of another run: it has {state['identity']}, this run {self._identity()}; "
                 "start this one afresh"
             )
-        if not torch.equal(state["mean_D"], self._input.mean_D):
+        saved = state.get("digests", {})
+        if differ := sorted(
+            name
+            for name in self._digests.keys() | saved.keys()
+            if self._digests.get(name) != saved.get(name)
+        ):
             raise ValueError(
-                "checkpoint is of other train rows (their mean differs); start this run afresh"
+                f"checkpoint is of other rows ({', '.join(differ)} differ); start this run afresh"
             )
         self.step = self._adam.step_number = state["step"]
         self._threshold = state["threshold"]
@@ -378,8 +384,6 @@ class Trainer:
                 "seed": self.seed,
                 "site": self.site,
                 "target_site": None if self._targets is None else self._targets.site,
-                "rows": list(self._train_ND.shape),
-                "scale": self._input.scale,
             },
             sort_keys=True,
         )
@@ -445,29 +449,29 @@ def normalisation(rows_ND: Rows) -> Normalisation:
     return Normalisation((guess_D + shift_D).float(), variance**0.5)
 
 
+def _digests(
+    train_ND: Rows, held_out_ND: Rows, targets: Targets | None, before_N: np.ndarray | None
+) -> dict[str, str]:
+    """Of all that a run reads, by name: a checkpoint is of these and no others. ValueError on non-finite values."""
+    found = {"train": digest(train_ND, "train"), "held-out": digest(held_out_ND, "held-out")}
+    if targets is not None:
+        found["train targets"] = digest(targets.train_NO, f"train {targets.site}")
+        found["held-out targets"] = digest(targets.held_out_NO, f"held-out {targets.site}")
+    if before_N is not None:
+        found["before_N"] = sha256(np.ascontiguousarray(before_N).tobytes())
+    return found
+
+
+def _digest_of(*normals: Normalisation) -> str:
+    return sha256(b"".join(n.mean_D.numpy().tobytes() + repr(n.scale).encode() for n in normals))
+
+
 def _normalisation_of(
     rows_ND: Rows, known: Normalisation | None, config: SaeConfig
 ) -> Normalisation:
     if not config.normalise:
         return Normalisation(torch.zeros(rows_ND.shape[1]), 1.0)
     return known or normalisation(rows_ND)
-
-
-def _load(
-    rows_ND: Rows,
-    rows_B: Int64[np.ndarray, " B"],
-    normal: Normalisation,
-    device: torch.device,
-    out_BD: Tensor | None = None,
-) -> Tensor:
-    """Some rows, centred and scaled; into `out_BD` if given and the device is the processor."""
-    if out_BD is None:
-        out_BD = torch.empty(len(rows_B), rows_ND.shape[1])
-    for first in range(0, len(rows_B), _CHUNK_ROWS):
-        rows = slice(first, first + _CHUNK_ROWS)
-        gathered = torch.from_numpy(rows_ND[rows_B[rows]])
-        torch.sub(gathered, normal.mean_D, out=out_BD[rows]).div_(normal.scale)
-    return out_BD.to(device)
 
 
 def check_rows(train_ND: Rows, held_out_ND: Rows) -> None:

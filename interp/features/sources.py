@@ -51,13 +51,15 @@ def latents(
 def crosscoder_latents(
     crosscoder: Crosscoder, source: int, train_ND: Float32[np.ndarray, "N D"], *, site: str
 ) -> FeatureSet:
-    """Latents of a crosscoder as one of its sources sees them: the others are taken at their mean.
+    """Latents of a crosscoder as one of its sources sees them.
 
-    A crosscoder's code is of the sum over sources (Lindsey et al. 2024); in a policy that plays alone only its own
-    part is there, and the rest contributes what it does on average, which is 0 after normalisation.
+    A crosscoder's code is of the sum over sources (Lindsey et al. 2024). In a policy that plays alone only its own part
+    is there, and stands for that of the others; taken at their means instead, shared latents would hardly pass their
+    thresholds.
     """
     directions = [
-        crosscoder.direction(latent, source) for latent in range(crosscoder.dictionary.d_sae)
+        crosscoder.direction(latent, source, alone=True)
+        for latent in range(crosscoder.dictionary.d_sae)
     ]
     return _thresholded("crosscoder", site, range(len(directions)), directions, train_ND)
 

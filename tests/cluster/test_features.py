@@ -204,7 +204,7 @@ def test_features_are_chosen_in_the_order_of_their_names(of) -> None:
             r"site 'encoder' is not in recording r-\w+; it has lstm\.h",
         ),
         ("probe", {"labels": ("joy",)}, r"label 'joy' is not in recording .* planted, never"),
-        ("crosscoder", {}, r"crosscoders are of several recordings"),
+        ("crosscoder", {}, r"crosscoder d-0 is not in store"),
     ],
 )
 def test_what_was_not_recorded_or_is_of_another_site_is_refused(of, kind, changes, message) -> None:

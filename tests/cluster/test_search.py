@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cluster import dictionaries, policies, recordings, search
 from cluster.recorder import RecordingConfig, RecordShard, plan_recording
@@ -15,7 +16,7 @@ from cluster.store import Store
 from cluster.studio import Studio
 from cluster.sweep import Halving
 from interp.dictionaries.batch_topk import BatchTopK
-from interp.dictionaries.training import SaeConfig
+from interp.dictionaries.training import SaeConfig, Trainer
 from interp.policies.bundle import PolicyBundle
 from interp.policies.sb3_recurrent import Sb3RecurrentArchitecture, Sb3RecurrentPolicy
 from interp.worlds.gymnasium import GymnasiumFactory
@@ -153,6 +154,25 @@ def test_halving_ends_the_worse_of_the_equally_sparse(ray_session, recorded):
     shutil.rmtree(Path(store.url, "sweeps", result.search_id))
     same = searched(recorded, config, max_concurrent=1)
     assert figures(same) == figures(result)
+
+
+@pytest.mark.ray
+def test_temporal_trials_are_shown_the_steps_of_the_recording(ray_session, recorded):
+    store, recording_id = recorded
+    space = {"family.name": ["temporal"], "family.k": [2], "family.contrast": [0.0, 5.0]}
+    config = replace(GRID, space=space, site="lstm.h", stability_seeds=1, target_l0=None)
+    result = searched(recorded, config)
+    without, with_contrast = result.trials.to_pylist()
+    assert without["curve.loss"] != with_contrast["curve.loss"]
+    staged = stage(store, recording_id, "lstm.h", SPLIT, with_before=True)
+    train, held_out = (np.load(path) for path in (staged.train_path, staged.held_out_path))
+    before_N = np.load(staged.before_path)
+    assert (before_N >= 0).mean() > 0.9
+    candidate = config.checked_space().grid()[result.chosen]
+    torch.set_num_threads(1)
+    trainer = Trainer(candidate.config, train, held_out, site="lstm.h", seed=0, before_N=before_N)
+    *_, last = trainer.run()
+    assert last.fvu == result.trials.to_pylist()[result.chosen]["fvu"]
 
 
 @pytest.mark.ray

@@ -16,10 +16,12 @@ from cluster.staging import Split, read_rows, stage
 from cluster.store import Store
 from cluster.sweep import StagedRows
 from interp.dictionaries.training import normalisation
+from interp.recording import STEP_KEY
 
 SPLIT = Split(held_out_fraction=0.4)
 WIDTH = 8
 STEPS = 30
+NUM_AGENTS = 3
 
 
 def rows_of(seed: int) -> np.ndarray:
@@ -39,10 +41,26 @@ def make_recording(store: Store, num_shards: int = 5) -> Plan:
         column = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(2 * WIDTH), len(x_ND), [None, pa.py_buffer(x_ND)]
         )
-        table = pa.table({"env_seed": pa.array(seeds, pa.int64()), "site.h": column})
+        t = np.concatenate([np.arange(len(part)) // NUM_AGENTS for part in parts])
+        agent = np.concatenate([np.arange(len(part)) % NUM_AGENTS for part in parts])
+        columns = dict(zip(STEP_KEY, (seeds, 0 * seeds, agent, t), strict=True))
+        table = pa.table({**columns, "site.h": column})
         recordings.write_shard(store, plan, shard.shard, table)
     recordings.commit(store, plan)
     return plan
+
+
+def test_each_train_row_knows_the_step_before_it(store, plan):
+    without = stage(store, plan.recording_id, "h", SPLIT)
+    assert not without.before_path.exists()
+    staged = stage(store, plan.recording_id, "h", SPLIT, with_before=True)
+    before_N, train_ND = np.load(staged.before_path), np.load(staged.train_path)
+    seeds = np.arange(20)[~SPLIT.held_out(np.arange(20))]
+    lengths = [len(rows_of(seed)) for seed in seeds]
+    wanted = np.arange(len(train_ND)) - NUM_AGENTS
+    for start in np.cumsum([0, *lengths[:-1]]):
+        wanted[start : start + NUM_AGENTS] = -1
+    np.testing.assert_array_equal(before_N, wanted)
 
 
 @pytest.fixture

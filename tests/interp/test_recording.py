@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from interp.recording import FLOAT16_MAX, activations, episode_rows, label_columns, row_schema
+from interp.recording import (
+    FLOAT16_MAX,
+    STEP_KEY,
+    activations,
+    episode_rows,
+    label_columns,
+    row_schema,
+    steps_before,
+)
 from interp.records import KEY_FIELDS, Episode
 
 STEPS, AGENTS, D = 5, 2, 3
@@ -139,3 +147,18 @@ def test_unknown_sites_and_labels_are_refused_with_those_there_are() -> None:
         activations(table, "lstm.h")
     with pytest.raises(ValueError, match=r"label 'altar' was not recorded.*open_area, combat"):
         label_columns(table, ["combat", "altar"])
+
+
+def test_step_before_is_of_the_same_agent_and_episode_and_one_step_earlier() -> None:
+    rows = [  # env_seed, episode, agent, t
+        (7, 0, 0, 0),
+        (7, 0, 1, 0),
+        (7, 0, 0, 1),
+        (7, 0, 1, 2),  # its step 1 is missing
+        (8, 0, 0, 1),  # another episode
+        (7, 0, 0, 2),
+        (8, 0, 0, 2),
+    ]
+    table = pa.table(dict(zip(STEP_KEY, np.array(rows).T, strict=True)))
+    assert steps_before(table).tolist() == [-1, -1, 0, -1, -1, 2, 4]
+    assert steps_before(table.slice(0, 0)).tolist() == []

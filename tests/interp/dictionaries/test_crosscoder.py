@@ -1,12 +1,15 @@
 """Planted: two policies of different widths with features in common and features of their own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from interp.dictionaries.batch_topk import BatchTopK
 from interp.dictionaries.config import SaeConfig
-from interp.dictionaries.crosscoder import Crosscoder, CrosscoderTrainer, Source
+from interp.dictionaries.crosscoder import Crosscoder, CrosscoderTrainer, Source, whose
 from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.gated import Gated
 from interp.dictionaries.training import Normalisation
@@ -196,3 +199,65 @@ def test_rows_of_unknown_sources_are_refused(trained):
         crosscoder.encode({"first": held_out["first"]})
     with pytest.raises(ValueError, match=r"rows of second are 5 wide, wanted 16"):
         crosscoder.encode(held_out | {"second": held_out["second"][:, :5]})
+
+
+def test_crosscoder_comes_back_from_its_files_bit_for_bit(trained):
+    crosscoder, _, held_out, _ = trained
+    files = crosscoder.to_bytes()
+    again = Crosscoder.from_bytes(files)
+    assert again.to_bytes() == files
+    assert torch.equal(again.encode(held_out), crosscoder.encode(held_out))
+    assert [source.name for source in again.sources] == ["first", "second"]
+    assert again.index("second") == 1
+    with pytest.raises(ValueError, match=r"third is not a source .* \['first', 'second'\]"):
+        again.index("third")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("sources.json", b"{", "sources.json is not JSON"),
+        ("sources.json", b'{"format": "x"}', "wanted format 'sparsight-crosscoder/1'"),
+        (
+            "sources.json",
+            b'{"format": "sparsight-crosscoder/1", "sources": [{"name": "a"}, {}]}',
+            "source .* wanted a name, a width",
+        ),
+        ("sources.safetensors", b"xx", "sources.safetensors is not a safetensors file"),
+        ("sources.safetensors", None, "no 24 finite float32 means of source 0, first"),
+        ("weights.safetensors", b"xx", "weights.safetensors is not a safetensors file"),
+    ],
+)
+def test_damaged_file_of_a_crosscoder_is_named(trained, name, content, message):
+    crosscoder, *_ = trained
+    files = crosscoder.to_bytes()
+    if content is None:
+        content = save({"0": torch.zeros(3), "1": torch.zeros(16)})
+    with pytest.raises(ValueError, match=message):
+        Crosscoder.from_bytes({**files, name: content})
+
+
+def test_latents_are_said_to_be_of_all_of_one_or_between():
+    nan = np.nan
+    presence = np.array([[1, 0.6], [0.1, 1], [1, 0.3], [nan, nan]], np.float32)
+    assert whose(presence) == ["all", "one", "some", "silent"]
+
+
+def test_permuting_latents_permutes_the_codes_of_a_crosscoder(trained):
+    crosscoder, _, held_out, _ = trained
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(3))
+    whole = crosscoder.dictionary
+    permuted = Crosscoder(
+        dictionary=replace(
+            whole,
+            W_enc=whole.W_enc[:, order],
+            b_enc=whole.b_enc[order],
+            W_dec=whole.W_dec[order],
+        ),
+        sources=crosscoder.sources,
+    )
+    wanted = crosscoder.encode(held_out)[:, order]
+    torch.testing.assert_close(permuted.encode(held_out), wanted)
+    torch.testing.assert_close(
+        permuted.presence(held_out), crosscoder.presence(held_out)[order], equal_nan=True
+    )

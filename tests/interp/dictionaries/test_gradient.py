@@ -9,6 +9,7 @@ from interp.dictionaries.adam import Adam
 from interp.dictionaries.autoencoder import Autoencoder, Batch
 from interp.dictionaries.auxk import add_auxk_gradient
 from interp.dictionaries.batch_topk import BatchTopK
+from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.gated import Gated
 from interp.dictionaries.gradient import Dense, Differentiated, Sparse, gradient_of
 from interp.dictionaries.jumprelu import JumpRelu
@@ -155,7 +156,8 @@ def test_rows_share_the_budget_of_the_batch_or_have_their_own():
 def test_permuting_latents_permutes_their_gradients(family):
     if isinstance(family, Matryoshka | Temporal):
         num_first = family.prefixes(F)[0]  # latents may change places within a prefix
-        order = torch.cat([torch.randperm(num_first), torch.arange(num_first, F)])
+        shuffled = torch.randperm(num_first, generator=torch.Generator().manual_seed(6))
+        order = torch.cat([shuffled, torch.arange(num_first, F)])
     else:
         order = torch.randperm(F, generator=torch.Generator().manual_seed(5))
     sae = an_autoencoder(family)
@@ -178,6 +180,54 @@ def test_permuting_latents_permutes_their_gradients(family):
     for name, gradient in first_grads.items():
         wanted = gradient if name == "b_dec" else gradient[order]
         torch.testing.assert_close(second_grads[name], wanted, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        *COUNTING,
+        TopK(k=4, inference="k"),
+        JumpRelu(l0=0.5),
+        Gated(l1=0.5),
+        ReluL1(),
+        Temporal(k=4, slow=0.3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("options", [{}, {"decoder_norm": "free"}, {"d_out": 5}], ids=str)
+def test_permuting_latents_permutes_codes(family, options):
+    def codes_and_recon(order):
+        sae = an_autoencoder(family, **options)
+        with torch.no_grad():
+            for name, weight in sae.weights.items():
+                if name != "b_dec":
+                    weight.copy_(weight[order].clone())
+        finished = family.freeze(sae, 0.3)
+        is_transcoder = sae.is_transcoder
+        dictionary = Dictionary(
+            W_enc=finished.W_enc_FD.T.contiguous(),
+            b_enc=finished.bias_F,
+            W_dec=finished.W_dec_FO,
+            b_dec=sae.b_dec.detach(),
+            threshold=finished.threshold,
+            k=finished.k,
+            mean=normal(D, seed=7),
+            scale=1.5,
+            family=family.name,
+            site="lstm.h",
+            target_site="lstm.c" if is_transcoder else None,
+            out_mean=normal(5, seed=8) if is_transcoder else None,
+            out_scale=0.5 if is_transcoder else None,
+        )
+        code_BF = dictionary.encode(normal(B, D, seed=1))
+        return code_BF, dictionary.decode(code_BF)
+
+    order = torch.randperm(F, generator=torch.Generator().manual_seed(5))
+    code_BF, recon_BO = codes_and_recon(torch.arange(F))
+    permuted_BF, same_BO = codes_and_recon(order)
+    assert 0 < (code_BF > 0).sum() < code_BF.numel()
+    torch.testing.assert_close(permuted_BF, code_BF[:, order], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(same_BO, recon_BO, atol=1e-5, rtol=1e-4)
 
 
 def test_one_output_bias_gradient_takes_the_encoder_into_account():

@@ -75,6 +75,18 @@ def test_range_reaches_its_ends():
         ({"lr": {"low": 1.0}}, r"lr is \{'low': 1.0\}; a range has low, high"),
         ({"lr": {"low": 1.0, "high": 0.5}}, r"lr: range from 1.0 to 0.5: wanted low below high"),
         ({"lr": {"low": 0.0, "high": 1.0, "log": True}}, r"above 0 with log"),
+        (
+            {"lr": {"low": 1.0, "high": float("inf")}},
+            r"lr: range from 1.0 to inf: wanted low below high, both finite",
+        ),
+        (
+            {"family.l1": [3.0]},
+            r"names family.l1, which batch_topk has no use for; .* try gated, relu_l1",
+        ),
+        (
+            {"family.name": ["topk", "matryoshka"], "family.l1": [3.0]},
+            r"names family.l1, which topk and matryoshka have no use for",
+        ),
         ({"family.name": ["ica"]}, r"family.name is \['ica'\]; there are"),
     ],
 )

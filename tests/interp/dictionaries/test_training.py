@@ -1,4 +1,5 @@
 import io
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -6,10 +7,13 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from interp.dictionaries import precision
 from interp.dictionaries.batch_topk import BatchTopK
+from interp.dictionaries.loading import Loader
 from interp.dictionaries.metrics import measure
 from interp.dictionaries.relu_l1 import ReluL1
-from interp.dictionaries.training import SaeConfig, Shuffle, Trainer, fit, normalisation
+from interp.dictionaries.temporal import Temporal
+from interp.dictionaries.training import SaeConfig, Shuffle, Targets, Trainer, fit, normalisation
 
 D = 16
 # A short dead window, so that AuxK takes part.
@@ -165,7 +169,12 @@ def test_config_round_trips_as_plain_values(config):
     ("make", "message"),
     [
         (lambda: SaeConfig(samples=0), "samples is 0, wanted at least 1"),
-        (lambda: SaeConfig(lr=0.0), "lr is 0.0, wanted above 0"),
+        (lambda: SaeConfig(lr=0.0), "lr is 0.0, wanted a finite number above 0"),
+        (lambda: SaeConfig(lr=math.inf), "lr is inf, wanted a finite number above 0"),
+        (
+            lambda: SaeConfig(family=ReluL1(l1=math.inf)),
+            "family.l1 is inf, wanted a finite number",
+        ),
         (lambda: SaeConfig(warm_up=0.5, decay=0.6), "warm_up is 0.5 and decay 0.6"),
         (lambda: SaeConfig(family=BatchTopK(k=99), d_sae=64), "family.k is 99 but d_sae is 64"),
         (
@@ -198,10 +207,107 @@ def test_checkpoint_of_another_run_is_refused():
         a_trainer(RELU_L1).load_state_dict(state)
     with pytest.raises(ValueError, match="checkpoint is of another run"):
         a_trainer(BATCH_TOPK, seed=1).load_state_dict(state)
-    with pytest.raises(ValueError, match="checkpoint is of other train rows"):
-        a_trainer(BATCH_TOPK, TRAIN + np.float16(1)).load_state_dict(
-            {
-                **state,
-                "identity": a_trainer(BATCH_TOPK, TRAIN + np.float16(1)).state_dict()["identity"],
-            }
-        )
+    with pytest.raises(
+        ValueError, match=r"checkpoint is of other rows \(normalisation, train differ\)"
+    ):
+        a_trainer(BATCH_TOPK, TRAIN + np.float16(1)).load_state_dict(state)
+
+
+def test_checkpoint_of_rows_in_another_order_is_refused():
+    # mean, scale and shape are the same, and so was once what a checkpoint knew of its rows
+    state = a_trainer(RELU_L1).state_dict()
+    with pytest.raises(ValueError, match=r"other rows \(held-out differ\)"):
+        a_trainer(RELU_L1, held_out=HELD_OUT[::-1]).load_state_dict(state)
+    swapped = TRAIN.copy()
+    swapped[[3, 700]] = swapped[[700, 3]]
+    known = normalisation(TRAIN)
+    one, other = (
+        Trainer(RELU_L1, rows, HELD_OUT, site="x", seed=0, known=known) for rows in (TRAIN, swapped)
+    )
+    with pytest.raises(ValueError, match=r"other rows \(train differ\)"):
+        other.load_state_dict(one.state_dict())
+
+
+TARGETS = Targets(train_NO=TRAIN[:, :5] * 2, held_out_NO=HELD_OUT[:, :5] * 2, site="lstm.c")
+BEFORE_N = np.arange(-1, len(TRAIN) - 1)
+TEMPORAL = replace(BATCH_TOPK, family=Temporal(k=2, slow=0.3))
+
+
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [(BATCH_TOPK, {"targets": TARGETS}), (TEMPORAL, {"before_N": BEFORE_N})],
+    ids=["transcoder", "temporal"],
+)
+def test_resumed_run_with_more_inputs_equals_uninterrupted_one_bit_for_bit(config, more):
+    def begun(**changed):
+        return Trainer(config, TRAIN, HELD_OUT, site="lstm.h", seed=0, **{**more, **changed})
+
+    whole, first, second = begun(), begun(), begun()
+    first.advance(13)
+    second.load_state_dict(first.state_dict())
+    for trainer in (whole, second):
+        trainer.advance(config.num_steps)
+    assert second.dictionary().to_bytes() == whole.dictionary().to_bytes()
+
+    other = (
+        {"targets": replace(TARGETS, train_NO=TARGETS.train_NO + np.float16(1))}
+        if "targets" in more
+        else {"before_N": np.roll(BEFORE_N, 1)}
+    )
+    name = "train targets" if "targets" in more else "before_N"
+    with pytest.raises(ValueError, match=rf"other rows \(.*{name} differ\)"):
+        begun(**other).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("options", [{"known": normalisation(TRAIN)}, {}], ids=["known", "plain"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_non_finite_rows_are_named_whether_or_not_they_are_normalised(options, dtype):
+    config = replace(RELU_L1, normalise=bool(options))
+    for bad in (np.nan, np.inf):
+        broken = TRAIN.astype(dtype)
+        broken[412, 3] = bad
+        with pytest.raises(ValueError, match=r"train rows hold non-finite .* row 412 of 1000"):
+            Trainer(config, broken, HELD_OUT, site="x", seed=0, **options)
+        with pytest.raises(ValueError, match=r"held-out rows hold non-finite"):
+            Trainer(config, TRAIN, broken, site="x", seed=0, **options)
+    broken = TRAIN[:, :5].astype(dtype)
+    broken[7] = np.nan
+    targets = replace(TARGETS, train_NO=broken)
+    with pytest.raises(ValueError, match=r"train lstm.c rows hold non-finite .* row 7 "):
+        Trainer(config, TRAIN, HELD_OUT, site="x", seed=0, targets=targets, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_rows_on_the_device_are_the_rows_that_are_gathered(dtype):
+    x_ND, normal, device = TRAIN.astype(dtype), normalisation(TRAIN), torch.device("cpu")
+    gathered = Loader(x_ND, normal, device)
+    resident = Loader(x_ND, normal, device, resident=True)
+    assert (gathered.is_resident, resident.is_resident) == (False, True)
+    for rows_B in (np.arange(700), np.array([999, 0, 5])):
+        wanted = (torch.from_numpy(x_ND[rows_B]).float() - normal.mean_D) / normal.scale
+        assert torch.equal(gathered.load(rows_B), wanted)
+        assert torch.equal(resident.load(rows_B), wanted)
+
+
+@pytest.mark.parametrize("error", [3e-7, 2e-3])
+def test_faster_products_hold_for_one_run_only_where_they_are_exact(monkeypatch, caplog, error):
+    seen = []
+    config = replace(RELU_L1, encoder_precision="float32_fast", samples=256)
+    monkeypatch.setattr(precision, "medium_error", lambda: error)
+    monkeypatch.setattr(
+        Trainer,
+        "_advance_once",
+        lambda self: seen.append(torch.get_float32_matmul_precision()),
+    )
+    precision.is_exact.cache_clear()
+    with caplog.at_level("INFO", logger=precision.__name__):
+        a_trainer(config).advance(1)
+    precision.is_exact.cache_clear()
+    assert seen == ["medium" if error < 1e-5 else "highest"]
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert ("faster matrix products: on" if error < 1e-5 else "products: off") in caplog.text
+
+
+def test_error_of_the_faster_backend_is_measured_and_leaves_no_trace():
+    assert 0 <= precision.medium_error() < 0.01
+    assert torch.get_float32_matmul_precision() == "highest"
