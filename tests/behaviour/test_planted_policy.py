@@ -196,7 +196,9 @@ def representative(table: pa.Table, label: str) -> dict:
 def steered(found: Found, label: str) -> SteeredLatent:
     """The latent that stands for a label, as a run of steering takes it from the table and the dictionary."""
     row = representative(found.table, label)
-    direction = found.representation.dictionary.direction(row["latent"])
+    dictionary = found.representation.dictionary
+    assert isinstance(dictionary, Dictionary)
+    direction = dictionary.direction(row["latent"])
     return SteeredLatent(
         concept=row["concept"],
         label=label,

@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from cluster import recordings
+from cluster.placement import Device
 from cluster.pool import Pool, Result, TaskError, TasksLost
 from cluster.recorder import RecordShard
 from cluster.store import Store
@@ -328,9 +329,9 @@ def test_a_store_on_s3(
 
 
 class SlowToOpen(Studio):
-    def _policy(self, policy_id: str) -> PolicyNetwork:
+    def policy(self, policy_id: str, device: Device = "cpu") -> PolicyNetwork:
         time.sleep(0.5)
-        return super()._policy(policy_id)
+        return super().policy(policy_id, device)
 
 
 def test_an_actor_killed_from_outside_again_and_again(
