@@ -14,6 +14,7 @@ import torch
 from cluster import policies, recordings
 from cluster.backends import Corrupt
 from cluster.laboratory import Laboratory
+from cluster.placement import Device
 from cluster.pool import Pool
 from cluster.recorder import (
     RecordingConfig,
@@ -314,12 +315,12 @@ class _DeadlyStudio(Studio):
         super().__init__(store)
         self._scar = scar
 
-    def _policy(self, policy_id: str) -> PolicyNetwork:
+    def policy(self, policy_id: str, device: Device = "cpu") -> PolicyNetwork:
         if not self._scar.exists():
             self._scar.touch()
             time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._policy(policy_id)
+        return super().policy(policy_id, device)
 
 
 @pytest.mark.ray

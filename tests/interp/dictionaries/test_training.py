@@ -228,7 +228,8 @@ def test_checkpoint_of_rows_in_another_order_is_refused():
         other.load_state_dict(one.state_dict())
 
 
-TARGETS = Targets(train_NO=TRAIN[:, :5] * 2, held_out_NO=HELD_OUT[:, :5] * 2, site="lstm.c")
+TARGET_ROWS = TRAIN[:, :5] * 2
+TARGETS = Targets(train_NO=TARGET_ROWS, held_out_NO=HELD_OUT[:, :5] * 2, site="lstm.c")
 BEFORE_N = np.arange(-1, len(TRAIN) - 1)
 TEMPORAL = replace(BATCH_TOPK, family=Temporal(k=2, slow=0.3))
 
@@ -250,7 +251,7 @@ def test_resumed_run_with_more_inputs_equals_uninterrupted_one_bit_for_bit(confi
     assert second.dictionary().to_bytes() == whole.dictionary().to_bytes()
 
     other = (
-        {"targets": replace(TARGETS, train_NO=TARGETS.train_NO + np.float16(1))}
+        {"targets": replace(TARGETS, train_NO=TARGET_ROWS + np.float16(1))}
         if "targets" in more
         else {"before_N": np.roll(BEFORE_N, 1)}
     )
