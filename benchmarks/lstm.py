@@ -23,7 +23,7 @@ from cluster.process import settle
 from interp.policies.ppo import architecture_for
 from interp.policies.taps import untapped
 from interp.policies.token_lstm import TokenLstmArchitecture, TokenLstmPolicy
-from interp.tiles import SIZES, exact_rows
+from interp.tiles import SIZES, exact_sizes
 from interp.worlds.mettagrid import MettagridFactory
 
 
@@ -100,7 +100,7 @@ def main(config: Config) -> None:
                 best = ("product", "cell", "nn.LSTM")[times.index(min(times))]
                 columns = " ".join(f"{one:9.2f}" for one in times)
                 print(f"{hidden:>7} {rows:>6} {columns}   {best}", flush=True)
-        exact = exact_rows(TokenLstmPolicy(architecture), world.observation_R)
+        exact = exact_sizes(TokenLstmPolicy(architecture), world.observation_R)[-1]
         print(f"{hidden:>7}: a pass of up to {exact} rows computes the same bits as one of 64")
 
 

@@ -116,7 +116,7 @@ def train_sb3(config: Config, factory: MettagridFactory) -> tuple[float, int]:
             self.encoder = TokenEncoder(architecture_for(factory))
 
         def forward(self, observations: Tensor) -> Tensor:
-            return torch.relu(self.encoder(observations.to(torch.uint8).numpy()))
+            return self.encoder(observations.to(torch.uint8).numpy())
 
     class Clock(BaseCallback):
         def _on_step(self) -> bool:

@@ -21,7 +21,7 @@ from cluster.recordings import Manifest, Plan, Receipt, ShardPlan
 from cluster.store import Store
 from cluster.studio import Afterwards, Studio
 from interp.policies.bundle import PolicyCard
-from interp.recording import episode_rows
+from interp.recording import shard_rows
 from interp.records import KEY_FIELDS
 from interp.rollout import (
     FULL_BATCH_ROWS,
@@ -34,14 +34,19 @@ from interp.rollout import (
     roll,
 )
 from interp.sampling import Reservoir
-from interp.worlds.labels import check_labels, compute_labels, label_parts
+from interp.worlds.labels import check_labels, compute_labels_together, label_parts
 from interp.worlds.world import WorldFactory, check_env_seeds
 
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 96 << 20
-"""What a shard of default size takes in memory. There are up to six copies: activations while they are played and when
-they are cut out, rows, and bytes; of the shard before, its rows and bytes as well."""
+"""What a shard of default size takes in memory."""
+ACTOR_BYTES = 1536 << 20
+"""What an actor may take. Less what it takes without a shard, that is four times a shard: rows while they are played;
+of the shard before, rows and bytes, twice while these are copied out of Parquet's buffer."""
+IMPORT_BYTES = 560 << 20
+"""What an actor takes before its first shard, and what its worlds and facts take besides, measured."""
+MOST_SHARD_BYTES = (ACTOR_BYTES - IMPORT_BYTES) // 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,19 +100,31 @@ class RecordingConfig:
     def episodes_of_a_shard(
         self, factory: WorldFactory, site_widths: Mapping[str, int], steps: CaptureSteps
     ) -> int:
-        """`episodes_per_shard`, or what it is by default; a warning if that is more than an actor easily holds."""
+        """`episodes_per_shard`, or what it is by default; a warning if that is more than an actor should hold.
+
+        Raises:
+            ValueError: one episode alone may be more.
+        """
         spec = factory.spec
         row_bytes = 2 * sum(site_widths.values()) + _KEY_BYTES + len(self.columns_in(factory))
         episode_bytes = len(steps.steps(spec.max_steps)) * spec.num_agents * row_bytes
         in_memory = max(1, int(SHARD_BYTES / episode_bytes))
+        most = int(MOST_SHARD_BYTES / episode_bytes)
+        if not most:
+            raise ValueError(
+                f"an episode of {spec.name} of up to {spec.max_steps} steps and {spec.num_agents} agents may take "
+                f"{episode_bytes / (1 << 20):.0f} MiB of sites {', '.join(self.sites)}, but an actor that stays below "
+                f"{ACTOR_BYTES >> 20} MiB in all holds {MOST_SHARD_BYTES >> 20} at a time: record every n-th step or "
+                "the last one, fewer sites, or a world with a lower time limit (max_steps)"
+            )
         if (asked := self.episodes_per_shard) is not None:
-            if min(asked, self.num_episodes) > 2 * in_memory:
+            if min(asked, self.num_episodes) > most:
                 logger.warning(
                     "episodes_per_shard %d: a shard takes up to %.0f MiB, and an actor holds several copies; up to %d "
-                    "leave it within 2 GiB",
+                    "leave it within 1.5 GiB",
                     asked,
                     min(asked, self.num_episodes) * episode_bytes / (1 << 20),
-                    2 * in_memory,
+                    most,
                 )
             return asked
         full = ceil(FULL_BATCH_ROWS / spec.num_agents)
@@ -338,20 +355,22 @@ class RecordShard:
             sites=tuple(site_widths), steps=self.steps, facts=True, precision="float16"
         )
         fast = fitting_worlds(self.factory.spec, site_widths, len(trials))
-        world = studio.world(self.factory, min(self.num_worlds or fast, len(trials)))
-        tables: dict[int, pa.Table] = {}
-        for episode in roll(policy, world, trials, capture):
-            assert episode.facts is not None
-            tables[episode.index] = episode_rows(
-                episode,
-                compute_labels(episode.facts, tuple(config["labels"])),
-                policy_id=policy_id,
-                step=config["step"],
-                world=self.factory.name,
-                episode_number=episode.env_seed - config["first_env_seed"],
-                site_widths=site_widths,
-            )
-        table = pa.concat_tables([tables[index] for index in sorted(tables)])
+        worlds = studio.batches(
+            self.factory, min(self.num_worlds or fast, len(trials)), device_of_plan(self.plan)
+        )
+        played = roll(policy, worlds, trials, capture)
+        episodes = sorted(played, key=lambda episode: episode.index)
+        facts = [episode.facts for episode in episodes if episode.facts is not None]
+        assert len(facts) == len(episodes)
+        table = shard_rows(
+            episodes,
+            compute_labels_together(facts, tuple(config["labels"])),
+            policy_id=policy_id,
+            step=config["step"],
+            world=self.factory.name,
+            first_env_seed=config["first_env_seed"],
+            site_widths=site_widths,
+        )
         if (reservoir := reservoir_of(self.plan)) is not None:
             table = reservoir.sample(table)
         return table.replace_schema_metadata({"recording_id": self.plan.recording_id})

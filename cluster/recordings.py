@@ -512,6 +512,10 @@ def read_columns(store: Store, receipt: Receipt, columns: Sequence[str]) -> pa.T
     return table
 
 
+_PARQUET_OVERHEAD = 16 << 20
+"""Room for what Parquet adds to a table, beyond its own size again: headers, statistics, metadata of every chunk."""
+
+
 def parquet_bytes(table: pa.Table) -> bytes:
     """Parquet of a table: the same bytes for equal tables, however they were put together.
 
@@ -522,7 +526,9 @@ def parquet_bytes(table: pa.Table) -> bytes:
     repetitive = [
         field.name for field in table.schema if not pa.types.is_fixed_size_binary(field.type)
     ]
-    sink = pa.BufferOutputStream()
+    # a buffer that grows is copied whenever it does; pages of this one that are never written are never there
+    room = pa.allocate_buffer(2 * table.nbytes + _PARQUET_OVERHEAD)
+    sink = pa.FixedSizeBufferWriter(room)
     with pq.ParquetWriter(
         sink,
         table.schema,
@@ -534,7 +540,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
         for start in range(0, max(table.num_rows, 1), ROW_GROUP_ROWS):
             group = table.slice(start, ROW_GROUP_ROWS).combine_chunks()
             writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
-    return sink.getvalue().to_pybytes()
+    return room[: sink.tell()].to_pybytes()
 
 
 def read_receipts(store: Store, plan: Plan, shards: Sequence[ShardPlan]) -> tuple[Receipt, ...]:

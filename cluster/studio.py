@@ -75,8 +75,20 @@ class Studio:
             network.move(self._device)
         return network
 
-    def _world(self, factory: WorldFactory, num_worlds: int) -> World:
+    def _world(self, factory: WorldFactory, num_worlds: int, _number: int = 0) -> World:
+        """Of equal batches, each number is another one."""
         return factory(num_worlds)
+
+    def batches(
+        self, factory: WorldFactory, num_worlds: int, device: Device = "cpu"
+    ) -> tuple[World, ...]:
+        """So many worlds in the batches that `interp.rollout.roll` plays in turns: on a GPU two, so that it computes
+        for one while the other is stepped; on a CPU one, since there nobody would wait.
+        """
+        if device == "cpu" or num_worlds == 1:
+            return (self.world(factory, num_worlds),)
+        half = num_worlds // 2
+        return self.world(factory, num_worlds - half, 0), self.world(factory, half, 1)
 
     def run(self, task: "Task[Result_co]") -> Result_co:
         with self._turn:

@@ -1,6 +1,6 @@
 """From an episode to the rows of a recording: one row per agent and captured step, labels and activations included."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,27 +57,93 @@ def episode_rows(
     Raises:
         ValueError: an activation that is not finite or does not fit a float16; nothing is then recorded of the episode.
     """
-    captured_t = episode.captured_t
-    num_steps, num_agents = len(captured_t), episode.action_TA.shape[1]
-    num_rows = num_steps * num_agents
-    columns: list[pa.Array] = [
+    return shard_rows(
+        [episode],
+        labels,
+        policy_id=policy_id,
+        step=step,
+        world=world,
+        first_env_seed=episode.env_seed - episode_number,
+        site_widths=site_widths,
+    )
+
+
+def shard_rows(
+    episodes: Sequence[Episode],
+    labels: Mapping[str, Bool[np.ndarray, "T A"]],
+    *,
+    policy_id: str,
+    step: int,
+    world: str,
+    first_env_seed: int,
+    site_widths: Mapping[str, int],
+) -> pa.Table:
+    """Rows of several episodes of one world, one after the other: the same as those of each, made at once.
+
+    Labels are of all their steps, likewise one after the other (`interp.worlds.labels.compute_labels_together`). The
+    number of an episode is how far its seed is from the first.
+
+    Raises:
+        ValueError: an activation that is not finite or does not fit a float16; nothing is then recorded of any.
+    """
+    num_agents = episodes[0].action_TA.shape[1]
+    rows_E = [len(episode.captured_t) * num_agents for episode in episodes]
+    num_rows = sum(rows_E)
+    env_seed_E = np.array([episode.env_seed for episode in episodes], np.int64)
+    number_E = (env_seed_E - first_env_seed).astype(np.int32)
+    captured_t = np.concatenate([episode.captured_t for episode in episodes])
+    start_E = np.cumsum([0, *(episode.num_steps for episode in episodes[:-1])])
+    captured_T = captured_t + start_E.repeat([len(episode.captured_t) for episode in episodes])
+
+    def captured(every_TA: np.ndarray) -> np.ndarray:
+        return (every_TA if len(every_TA) == len(captured_T) else every_TA[captured_T]).reshape(-1)
+
+    action_TA, reward_TA, done_TA = (
+        np.concatenate([getattr(episode, name) for episode in episodes])
+        for name in ("action_TA", "reward_TA", "done_TA")
+    )
+    columns: list[pa.Array | pa.ChunkedArray] = [
         _constant(policy_id, num_rows, pa.string()),
         _constant(step, num_rows, pa.int64()),
         _constant(world, num_rows, pa.string()),
-        _constant(episode.env_seed, num_rows, pa.int64()),
-        _constant(episode_number, num_rows, pa.int32()),
-        pa.array(np.tile(np.arange(num_agents, dtype=np.int16), num_steps)),
-        pa.array(np.repeat(captured_t, num_agents).astype(np.int32)),
-        pa.array(episode.action_TA[captured_t].reshape(-1).astype(np.int16)),
-        pa.array(episode.reward_TA[captured_t].reshape(-1)),
-        pa.array(episode.done_TA[captured_t].reshape(-1)),
-        *(pa.array(label_TA[captured_t].reshape(-1)) for label_TA in labels.values()),
+        pa.array(env_seed_E.repeat(rows_E)),
+        pa.array(number_E.repeat(rows_E)),
+        pa.array(np.tile(np.arange(num_agents, dtype=np.int16), num_rows // num_agents)),
+        pa.array(captured_t.repeat(num_agents).astype(np.int32)),
+        pa.array(captured(action_TA).astype(np.int16)),
+        pa.array(captured(reward_TA)),
+        pa.array(captured(done_TA)),
+        *(pa.array(captured(label_TA)) for label_TA in labels.values()),
         *(
-            _float16_column(site, episode.activations[site].reshape(num_rows, width))
+            pa.chunked_array(
+                [
+                    _float16_column(site, x_ND)
+                    for x_ND in _pieces([one.activations[site] for one in episodes], width)
+                ],
+                pa.binary(2 * width),
+            )
             for site, width in site_widths.items()
         ),
     ]
     return pa.Table.from_arrays(columns, schema=row_schema(site_widths, list(labels)))
+
+
+_PIECE_ROWS = 1024
+"""Rows from which on an episode's activations are a chunk as they are; shorter ones are put together."""
+
+
+def _pieces(activations: Sequence[np.ndarray], width: int) -> Iterator[np.ndarray]:
+    """The rows of all episodes, in order and in pieces of some length."""
+    short: list[np.ndarray] = []
+    num_rows = 0
+    for x_TAD in activations:
+        short.append(x_TAD.reshape(-1, width))
+        num_rows += len(short[-1])
+        if num_rows >= _PIECE_ROWS:
+            yield short[0] if len(short) == 1 else np.concatenate(short)
+            short, num_rows = [], 0
+    if short:
+        yield np.concatenate(short)
 
 
 def _constant(value: object, num_rows: int, kind: pa.DataType) -> pa.Array:

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from jaxtyping import Int32
 
+from interp.kernels import choose
 from interp.noise import BLOCK_STEPS, gumbel_block
+from interp.notebook import Notebook
 from interp.policies.policy import Policy, State
 from interp.policies.taps import Edit, RecordingTap, RowEdits, Splice
 from interp.policies.translation import fitted
@@ -29,8 +31,10 @@ from interp.tiles import SIZES, tile_sizes
 from interp.trajectories import PADDING
 from interp.worlds.world import World, WorldSpec
 
-FULL_BATCH_ROWS = SIZES[-1]
-"""Rows beyond which a batch gets hardly any faster: one pass of the largest size."""
+FULL_BATCH_ROWS = 256
+"""Rows beyond which a batch that is captured gets hardly any faster."""
+PLAYED_BATCH_ROWS = SIZES[-1]
+"""Rows of a batch of which nothing is captured: arms of an experiment, evaluations."""
 BATCH_BYTES = 512 << 20
 """What the activations of a batch may occupy while its episodes last."""
 
@@ -55,6 +59,9 @@ class EveryStep:
     def steps(self, num_steps: int) -> Int32[np.ndarray, " T_"]:
         return np.arange(num_steps, dtype=np.int32)
 
+    def among(self, first: int, stop: int, *, is_end: bool) -> Int32[np.ndarray, " T_"]:
+        return np.arange(first, stop, dtype=np.int32)
+
 
 @dataclass(frozen=True, slots=True)
 class Stride:
@@ -69,6 +76,9 @@ class Stride:
     def steps(self, num_steps: int) -> Int32[np.ndarray, " T_"]:
         return np.arange(0, num_steps, self.every, dtype=np.int32)
 
+    def among(self, first: int, stop: int, *, is_end: bool) -> Int32[np.ndarray, " T_"]:
+        return np.arange(-(-first // self.every) * self.every, stop, self.every, dtype=np.int32)
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceEnd:
@@ -76,6 +86,9 @@ class SequenceEnd:
 
     def steps(self, num_steps: int) -> Int32[np.ndarray, " T_"]:
         return np.array([num_steps - 1], np.int32)
+
+    def among(self, first: int, stop: int, *, is_end: bool) -> Int32[np.ndarray, " T_"]:
+        return np.array([stop - 1] if is_end else [], np.int32)
 
 
 CaptureSteps = EveryStep | Stride | SequenceEnd
@@ -100,7 +113,8 @@ def fitting_worlds(spec: WorldSpec, site_widths: Mapping[str, int], num_trials: 
     """
     step_bytes = spec.num_agents * (2 * sum(site_widths.values()) + 16)
     in_memory = BATCH_BYTES // (spec.max_steps * step_bytes)
-    full = -(-FULL_BATCH_ROWS // spec.num_agents)
+    rows = FULL_BATCH_ROWS if site_widths else PLAYED_BATCH_ROWS
+    full = -(-rows // spec.num_agents)
     return max(1, min(full, in_memory, num_trials))
 
 
@@ -167,7 +181,7 @@ class _Tile:
     """Which of the batch's worlds have rows in it."""
     state: State
     padded_R: np.ndarray | None
-    """The observation of a pass that the batch does not fill."""
+    """The observation of a pass that the batch does not fill, or that a GPU is to fetch."""
 
 
 class _Batch:
@@ -197,7 +211,7 @@ class _Batch:
         self._tiles: list[_Tile] = []
         edited = {edit.site for trial in trials for edit in trial.edits}
         self._edits = RowEdits(
-            rows + FULL_BATCH_ROWS, {site: policy.sites[site] for site in edited}, policy.device
+            rows + SIZES[-1], {site: policy.sites[site] for site in edited}, policy.device
         )  # more rows than the batch has, for those that pad its last pass
         self._trial_of = np.full(num_worlds, -1)  # -1: idle
         self._forced: dict[int, Int32[np.ndarray, "T A"]] = {}
@@ -205,25 +219,17 @@ class _Batch:
         self._noise = np.zeros(
             (num_worlds, BLOCK_STEPS, self._agents, len(spec.action_names)), np.float32
         )
-        # Rings over time: one copy a step for the whole batch; an episode is cut out when it ends.
-        ring = spec.max_steps
-        self._action = np.zeros((ring, rows), np.int32)
-        self._reward = np.zeros((ring, rows), np.float32)
-        self._done = np.zeros((ring, rows), np.bool_)
-        # Pinned if a GPU is to write to it while this process steps other worlds.
-        self._activation = {
-            site: torch.empty(
-                ring,
-                rows,
-                policy.sites[site],
-                dtype=getattr(torch, capture.precision),
-                pin_memory=on_gpu,
-            )
-            for site in capture.sites
-        }
+        self._notebook = Notebook(
+            num_worlds,
+            self._agents,
+            {site: policy.sites[site] for site in capture.sites},
+            capture.steps,
+            capture.precision,
+            pinned=on_gpu,
+        )
+        self._action_R = np.zeros(rows, np.int32)
         self._logits_RN = torch.zeros(rows, len(spec.action_names), pin_memory=on_gpu)
         self._computed = torch.cuda.Event() if on_gpu else None
-        self._clock = 0
 
     @property
     def is_busy(self) -> bool:
@@ -239,17 +245,14 @@ class _Batch:
         """Waits for what was launched, plays the step, and cuts out the episodes that end with it."""
         if self._computed is not None:
             self._computed.synchronize()
-        at = self._clock % len(self._action)
         action_R = self._choose()
         self._world.step(action_R)
-        self._action[at] = action_R
-        self._reward[at] = self._world.reward_R
-        self._done[at] = self._world.done_R
-        self._clock += 1
+        self._notebook.note(action_R, self._world.reward_R, self._world.done_R)
         self._t_of += 1
         for slot in self._ended_slots():
             yield self._cut(slot)
             self._start(slot, next(self._waiting, None))
+        self._notebook.turn()
 
     def _lay_tiles(self) -> None:
         """Divides the batch into passes; its first observations tell how large they may be."""
@@ -258,10 +261,12 @@ class _Batch:
         for size in tile_sizes(self._policy, observation_R, known_as=self._known_as):
             stop = min(start + size, len(observation_R))
             padded_R = None
-            if stop - start < size:
+            if stop - start < size or self._computed is not None:
                 # of tokens, rows without any: the others are then read no further than they are used
                 blank = PADDING if self._world.spec.vocabulary is not None else 0
                 padded_R = np.full((size, *observation_R.shape[1:]), blank, observation_R.dtype)
+                if self._computed is not None:  # a GPU fetches from pinned memory while we go on
+                    padded_R = torch.from_numpy(padded_R).pin_memory().numpy()
             self._tiles.append(
                 _Tile(
                     rows=slice(start, stop),
@@ -287,6 +292,7 @@ class _Batch:
             return
         if trial.action_TA is not None:
             self._forced[slot] = trial.action_TA
+        self._notebook.begin(slot)
         self._world.reset(
             slot,
             map_seed=trial.env_seed,
@@ -306,7 +312,6 @@ class _Batch:
 
     def launch(self) -> None:
         """One step of the policy on every row: logits, and what is captured in the rings. A GPU may still be at it."""
-        at = self._clock % len(self._action)
         with torch.inference_mode():
             for tile in self._tiles:
                 if (self._trial_of[tile.worlds] < 0).all():
@@ -323,8 +328,7 @@ class _Batch:
                 step = self._policy.step(observation_R, tile.state, tap)
                 tile.state = step.state
                 self._logits_RN[rows].copy_(step.logits_RN[:num_rows], non_blocking=True)
-                for site, ring in self._activation.items():
-                    ring[at, rows].copy_(tap.activations[site][:num_rows], non_blocking=True)
+                self._notebook.keep(rows, tap.activations)
         if self._computed is not None:
             self._computed.record()
 
@@ -336,37 +340,30 @@ class _Batch:
                 int(self._t_of[slot]) // BLOCK_STEPS,
                 *self._noise.shape[2:],
             )
-        if (step_in_block == step_in_block[0]).all():  # a view does then
-            noise_EAN = self._noise[:, step_in_block[0]]
-        else:
-            noise_EAN = self._noise[np.arange(len(self._noise)), step_in_block]
-        logits_RN = self._logits_RN.numpy()
-        action_R = (logits_RN + noise_EAN.reshape(logits_RN.shape)).argmax(1).astype(np.int32)
+        action_R = self._action_R
+        choose(self._logits_RN.numpy(), self._noise, step_in_block, action_R)
         for slot, forced_TA in self._forced.items():
             rows = slice(slot * self._agents, (slot + 1) * self._agents)
             action_R[rows] = forced_TA[self._t_of[slot]]
         return action_R
 
     def _ended_slots(self) -> list[int]:
-        done_E = self._world.done_R.reshape(-1, self._agents).all(1)
+        done_R = self._world.done_R
+        if not done_R.any():
+            return []
+        done_E = done_R.reshape(-1, self._agents).all(1)
         return [int(slot) for slot in np.flatnonzero(done_E & (self._trial_of >= 0))]
 
     def _cut(self, slot: int) -> Episode:
-        num_steps = int(self._t_of[slot])
-        rows = slice(slot * self._agents, (slot + 1) * self._agents)
-        at_T = np.arange(self._clock - num_steps, self._clock) % len(self._action)
-        captured_t = self._capture.steps.steps(num_steps)
         trial_index = int(self._trial_of[slot])
+        noted = self._notebook.end(slot)
         return Episode(
             env_seed=self._trials[trial_index].env_seed,
             index=trial_index,
-            action_TA=self._action[at_T, rows],
-            reward_TA=self._reward[at_T, rows],
-            done_TA=self._done[at_T, rows],
-            captured_t=captured_t,
-            activations={
-                site: ring[:, rows].numpy()[at_T[captured_t]]
-                for site, ring in self._activation.items()
-            },
+            action_TA=noted.action_TA,
+            reward_TA=noted.reward_TA,
+            done_TA=noted.done_TA,
+            captured_t=noted.captured_t,
+            activations=noted.activations,
             facts=self._world.retire(slot),
         )

@@ -27,6 +27,7 @@ from benchmarks.measuring import Side, alternate, fastest, print_ratios, use_one
 from benchmarks.rollout import mettagrid_peer
 from benchmarks.rollout.memory import Length, record_apart
 from benchmarks.rollout.ours import Kept, Player
+from benchmarks.rollout.stages import measure, print_stages
 from cluster.process import settle
 from interp.policies.formats.reading import read_policy_file
 from interp.policies.ppo import architecture_for
@@ -37,7 +38,7 @@ from interp.worlds.gymnasium import GymnasiumFactory
 from interp.worlds.mettagrid import MettagridFactory
 from jobs.progress import Reporter
 
-Part = Literal["mettagrid", "gymnasium", "memory"]
+Part = Literal["mettagrid", "gymnasium", "memory", "stages"]
 WORLDS = (("forage", 128), ("arena", 128), ("forage", 512))
 """Preset, and width of the LSTM."""
 PEERS = {
@@ -53,14 +54,16 @@ SAID = {
 LENGTHS = (
     Length(num_episodes=512),
     Length(num_episodes=2048),
+    Length(num_episodes=768, episodes_per_shard=256),
     Length(num_episodes=1024, episodes_per_shard=512),
+    Length(num_episodes=256, hidden=512),
 )
 
 
 @dataclass(frozen=True)
 class Config:
-    parts: tuple[Part, ...] = ("mettagrid", "gymnasium", "memory")
-    """What to measure."""
+    parts: tuple[Part, ...] = ("mettagrid", "gymnasium", "memory", "stages")
+    """What to measure; stages are where the time of a recorded row goes, by the processor's time."""
     rounds: int = 3
     """Rounds that count; one more goes before."""
     episodes: int = 128
@@ -112,12 +115,12 @@ def compare_in_gymnasium(config: Config, reporter: Reporter, task: str, peer: An
 
 
 def weigh(reporter: Reporter) -> None:
-    print("\nforage, LSTM(128): memory of the process that records, committed to a local store")
+    print("\nforage: memory of the process that records, committed to a local store")
     for length in LENGTHS:
         with reporter.stage(f"{length.num_episodes} episodes"):
-            recorded = record_apart("forage", 128, length)
+            recorded = record_apart("forage", length)
         print(
-            f"  {length.num_episodes:>5} episodes in {recorded.num_shards:>2} shards"
+            f"  LSTM({length.hidden})  {length.num_episodes:>5} episodes in {recorded.num_shards:>2} shards"
             f" ({'as asked' if length.episodes_per_shard else 'by default'})"
             f"  {recorded.rows:>10,} rows  peak {recorded.peak_mib:>6,.0f} MiB"
             f" (before the first: {recorded.before_mib:,.0f})  {recorded.rows / recorded.seconds:>8,.0f} rows/s",
@@ -149,6 +152,14 @@ def main(config: Config) -> None:
         for task in config.tasks:
             for peer in peers:
                 compare_in_gymnasium(config, reporter, task, peer)
+    if "stages" in config.parts:
+        columns = {}
+        for world, hidden in WORLDS:
+            with reporter.stage(f"stages of {world}, LSTM({hidden})"):
+                columns[f"{world}, LSTM({hidden})"] = measure(
+                    world, hidden, episodes=config.episodes, rounds=config.rounds
+                )
+        print_stages(columns)
     if "memory" in config.parts:
         weigh(reporter)
 

@@ -20,6 +20,8 @@ class Length:
     """How much a process records."""
 
     num_episodes: int
+    hidden: int = 128
+    """Width of the LSTM."""
     episodes_per_shard: int | None = None
     """None for what the recorder chooses."""
 
@@ -36,18 +38,18 @@ class Recorded:
     peak_mib: float
 
 
-def record_apart(world: str, hidden: int, length: Length) -> Recorded:
+def record_apart(world: str, length: Length) -> Recorded:
     """Records in a fresh process, for memory that was once used stays with a process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_record, (world, hidden, length))
+        return pool.apply(_record, (world, length))
 
 
-def _record(world: str, hidden: int, length: Length) -> Recorded:
+def _record(world: str, length: Length) -> Recorded:
     """As an actor does: one shard is encoded and stored while the next is played."""
     factory = MettagridFactory.load(world)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max_workers=2) as threads:
         store = Store.open(folder)
-        policy_id = save_untrained(store, factory, hidden=hidden)
+        policy_id = save_untrained(store, factory, hidden=length.hidden)
         plan = plan_recording(
             store,
             policy_id,

@@ -4,15 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import pyarrow as pa
-
 from cluster.recorder import RecordingConfig
 from cluster.recordings import parquet_bytes
 from interp.policies.policy import Policy
-from interp.recording import episode_rows
+from interp.recording import shard_rows
 from interp.records import Episode
 from interp.rollout import Capture, EveryStep, Trial, fitting_worlds, roll
-from interp.worlds.labels import compute_labels
+from interp.worlds.labels import compute_labels_together
 from interp.worlds.world import World, WorldFactory
 
 Kept = Literal["nothing", "arrays", "rows", "rows and labels"]
@@ -52,28 +50,28 @@ class Player:
         )
         first = number * self._num_trials
         trials = [Trial(env_seed=first + index) for index in range(self._num_trials)]
-        num_steps, episodes, tables = 0, [], []
+        num_steps, episodes = 0, []
         start = time.perf_counter()
         for episode in roll(self._policy, self._world, trials, capture):
             num_steps += episode.action_TA.size
-            if kept == "arrays":
+            if kept != "nothing":
                 episodes.append(episode)
-            elif kept.startswith("rows"):
-                tables.append(self._rows(episode))
-            if len(tables) == self._shard_episodes:  # as the recorder divides them
-                parquet_bytes(pa.concat_tables(tables))
-                tables = []
-        if tables:
-            parquet_bytes(pa.concat_tables(tables))
+            if kept.startswith("rows") and len(episodes) == self._shard_episodes:
+                self._encode(episodes)  # as the recorder divides them
+                episodes = []
+        if kept.startswith("rows") and episodes:
+            self._encode(episodes)
         return num_steps / (time.perf_counter() - start)
 
-    def _rows(self, episode: Episode) -> pa.Table:
-        return episode_rows(
-            episode,
-            {} if episode.facts is None else compute_labels(episode.facts),
+    def _encode(self, episodes: Sequence[Episode]) -> None:
+        facts = [episode.facts for episode in episodes if episode.facts is not None]
+        table = shard_rows(
+            episodes,
+            compute_labels_together(facts, tuple(self._factory.labels)) if facts else {},
             policy_id="p-0000000000000000",
             step=0,
             world=self._factory.name,
-            episode_number=episode.index,
+            first_env_seed=0,
             site_widths=self._widths,
         )
+        parquet_bytes(table)

@@ -1,8 +1,8 @@
-"""Arms x episodes per second of a steering experiment: hundreds of arms as rows of one batch, or one arm at a time.
+"""Arms x episodes per second of a steering experiment: as many arms as fill a batch of 512 rows, or one arm at a time.
 
     python -m benchmarks.steering            # or: make bench BENCH=steering
 
-together    128 arms, all rows of the same passes, with labels and returns of every episode
+together    128 arms, rows of the same batch, with labels and returns of every episode
 one arm     the same library and the same episodes, one arm after the other; on one episode at a time, and on 16 at once
 by hand     a forward hook on the LSTM of a policy in mettagrid's `Rollout`; plays and keeps nothing
 

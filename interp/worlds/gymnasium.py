@@ -16,6 +16,7 @@ MiniGrid is optional: `pip install 'sparsight[minigrid]'`.
 import json
 import math
 import re
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -272,11 +273,13 @@ class GymnasiumWorld:
 
 
 class _Notes:
-    """The variables of one episode, noted state by state."""
+    """The variables of one episode, noted state by state: eight bytes each, for an episode may be long."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._states: list[dict[str, float]] = []
+        self._names: tuple[str, ...] = ()
+        self._values = array("d")
+        """State after state, in the order of the names."""
 
     def note(
         self,
@@ -287,13 +290,15 @@ class _Notes:
         reward: float,
     ) -> None:
         read = self._task.read(environment, observation_D)
-        self._states.append({"action": float(action), "reward": reward, **read})
+        if not self._names:
+            self._names = ("action", "reward", *read)
+        self._values.append(action)
+        self._values.append(reward)
+        self._values.extend(read.values())
 
     def trace(self, labels: Mapping[str, VariableLabel]) -> Trace:
-        variables = {
-            name: np.array([[state[name]] for state in self._states], np.float32)
-            for name in self._states[0]
-        }
+        value_SV = np.frombuffer(self._values).reshape(-1, len(self._names)).astype(np.float32)
+        variables = {name: value_SV[:, [column]] for column, name in enumerate(self._names)}
         return Trace(variables=self._task.complete(variables), labels=labels)
 
 

@@ -30,12 +30,12 @@ from functools import cached_property, lru_cache
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Bool, Int16, Int32, Int64
+from jaxtyping import Bool, Float32, Int16, Int32, Int64
 from scipy import ndimage
 
 from interp.records import Facts, LabelKind, Trace, VariableLabel
 from interp.worlds.expressions import NAME, Judged, Name, looks_ahead, parse, parts_of
-from interp.worlds.paths import FAR, steps_to
+from interp.worlds.paths import FAR, distance_to, steps_to
 
 HORIZON = 3
 """How many steps the labels of kind *ahead* look into the future."""
@@ -85,10 +85,7 @@ class Scene:
 
     def distance(self, kind: str) -> Int32[np.ndarray, "S A"]:
         """Manhattan distance to the nearest object of a kind, through walls; `FAR` if none exists."""
-        objects_HW = self.objects(kind)
-        if not objects_HW.any():  # the transform has no answer then
-            return np.full_like(self.cell_SA, FAR, dtype=np.int32)
-        return ndimage.distance_transform_cdt(~objects_HW, "taxicab").take(self.cell_SA)
+        return distance_to(self.objects(kind)).take(self.cell_SA)
 
     def near(self, kind: str, radius: int) -> Bool[np.ndarray, "T A"]:
         """Whether, before action t, an object of a kind stands within a Manhattan distance."""
@@ -225,6 +222,34 @@ def compute_labels(
     return {name: judged.true_TA for name, judged in judge_labels(facts, names).items()}
 
 
+def compute_labels_together(
+    episodes: Sequence[Facts | Trace], names: Sequence[str]
+) -> dict[str, Bool[np.ndarray, "T A"]]:
+    """As `compute_labels`, of several episodes of one world; their steps follow each other.
+
+    Plain labels that are ranges of a variable are computed for all episodes at once, which is most of the work where
+    these are short.
+    """
+    traces = [facts for facts in episodes if isinstance(facts, Trace)]
+    if len(traces) == len(episodes) and all(name in traces[0].labels for name in names):
+        known = traces[0].labels
+        variables = {
+            key: np.concatenate(
+                [
+                    trace.variables[key[0]][1:] if key[1] else trace.variables[key[0]][:-1]
+                    for trace in traces
+                ]
+            )
+            for key in {(known[name].variable, known[name].after_action) for name in names}
+        }
+        return {
+            name: _within(known[name], variables[known[name].variable, known[name].after_action])
+            for name in names
+        }
+    computed = [compute_labels(facts, names) for facts in episodes]
+    return {name: np.concatenate([each[name] for each in computed]) for name in names}
+
+
 def judge_labels(facts: Facts | Trace, names: Sequence[str] | None = None) -> dict[str, Judged]:
     """As `compute_labels`, with where each of them is known."""
     known = facts.labels if isinstance(facts, Trace) else LABELS
@@ -252,6 +277,10 @@ def _plain_truth(facts: Facts | Trace, names: Sequence[str]) -> dict[str, Bool[n
 def _in_range(label: VariableLabel, trace: Trace) -> Bool[np.ndarray, "T A"]:
     value_SA = trace.variables[label.variable]
     value_TA = value_SA[1:] if label.after_action else value_SA[:-1]
+    return _within(label, value_TA)
+
+
+def _within(label: VariableLabel, value_TA: Float32[np.ndarray, "T A"]) -> Bool[np.ndarray, "T A"]:
     return (value_TA >= label.at_least) & (value_TA < label.below)
 
 

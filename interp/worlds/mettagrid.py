@@ -7,11 +7,12 @@ version of mettagrid.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import product, starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int16, Int32, UInt8
@@ -21,6 +22,7 @@ from mettagrid.mettagrid_c import MettaGrid
 from mettagrid.policy.policy_env_interface import PolicyEnvInterface
 
 from interp.records import Facts
+from interp.worlds.kernels import read_own_tokens
 from interp.worlds.labels import COMBAT_COUNTERS, LABELS, Label
 from interp.worlds.presets import PRESETS, load_config
 from interp.worlds.world import TokenVocabulary, WorldSpec
@@ -154,18 +156,18 @@ class MettagridWorld:
         self._vibe_R = np.zeros(rows, np.int32)
         self._sims: list[MettaGrid | None] = [None] * num_worlds
         self._scribes: list[_Scribe | None] = [None] * num_worlds
-        self._sightings = _Sightings(self.observation_R, self._vocabulary, self.spec.max_steps + 1)
+        self._sightings = _Sightings(
+            self.observation_R, self._vocabulary, self._resource_names, self.spec.max_steps + 1
+        )
+        # the arms of a steering experiment play the same maps one after the other
+        self._map = lru_cache(maxsize=4)(self._build_map)
 
     def _rows(self, world: int) -> slice:
         return slice(world * self.spec.num_agents, (world + 1) * self.spec.num_agents)
 
     def reset(self, world: int, *, map_seed: int, sim_seed: int, collect_facts: bool) -> None:
-        builder = self._map_builder.model_copy(update={"seed": int(map_seed)})
-        grid = builder.create().build_for_num_agents(self.spec.num_agents).grid
-        cells = grid.tolist()
-        if self._agent_renames:
-            cells = rename_map_agents(cells, self._agent_renames)
-        sim = MettaGrid(self._c_config, cells, int(sim_seed) & 0x7FFFFFFF)
+        built = self._map(int(map_seed))
+        sim = MettaGrid(self._c_config, built.cells, int(sim_seed) & 0x7FFFFFFF)
         rows = self._rows(world)
         # slices along the first axis are views: the simulator writes straight into the batch
         sim.set_buffers(
@@ -179,18 +181,29 @@ class MettagridWorld:
         self.done_R[rows] = False
         self._sims[world] = sim
         self._scribes[world] = None
+        self._sightings.forget(rows)
         if collect_facts:
             self._scribes[world] = _Scribe(
                 sim,
                 self._sightings,
                 rows,
                 vocabulary=self._vocabulary,
-                map_HW=_static_map(grid, self._map_names),
+                map_HW=built.map_HW,
                 object_names=self._object_names,
                 resource_names=self._resource_names,
                 counter_names=self._counter_names,
                 max_steps=self.spec.max_steps,
             )
+
+    def _build_map(self, seed: int) -> "_Map":
+        builder = self._map_builder.model_copy(update={"seed": seed})
+        grid = builder.create().build_for_num_agents(self.spec.num_agents).grid
+        cells = grid.tolist()
+        if self._agent_renames:
+            cells = rename_map_agents(cells, self._agent_renames)
+        map_HW = _static_map(grid, self._map_names)
+        map_HW.flags.writeable = False  # episodes share it
+        return _Map(cells, map_HW)
 
     def step(self, action_R: Int32[np.ndarray, " R"]) -> None:
         self._action_R[:] = action_R
@@ -200,8 +213,9 @@ class MettagridWorld:
         scribes = [scribe for scribe in self._scribes if scribe is not None]
         if scribes:
             self._sightings.note()
-            for scribe in scribes:
-                scribe.note()
+            if self._counter_names or not self._vocabulary.tells_position:
+                for scribe in scribes:
+                    scribe.note()
         np.logical_or(self._truncated_R, self._terminated_R, out=self.done_R)
 
     def look(self, world: int) -> Facts:
@@ -223,6 +237,13 @@ class MettagridWorld:
         return None if scribe is None else scribe.facts()
 
 
+class _Map(NamedTuple):
+    """What a map's seed decides."""
+
+    cells: list[list[str]]
+    map_HW: UInt8[np.ndarray, "H W"]
+
+
 def _static_map(grid: np.ndarray, map_names: tuple[str, ...]) -> UInt8[np.ndarray, "H W"]:
     """Index of the object in each cell of the builder's map; agents stand on empty cells."""
     map_HW = np.zeros(grid.shape, np.uint8)
@@ -238,8 +259,8 @@ def _static_map(grid: np.ndarray, map_names: tuple[str, ...]) -> UInt8[np.ndarra
 
 
 class _Sightings:
-    """What the agents of all worlds were last told of themselves: the first tokens of as many observations as an
-    episode has states, in a ring over time.
+    """What the agents of all worlds were last told of themselves: the first tokens of their observations, in a ring
+    over time that is as long as the longest episode in play.
 
     They are decoded at once when an episode has ended, and copied for the whole batch in one go: numpy calls on the few
     rows of one world would cost more than the simulator itself.
@@ -249,28 +270,55 @@ class _Sightings:
         self,
         observation_R: UInt8[np.ndarray, "R N 3"],
         vocabulary: TokenVocabulary,
-        num_states: int,
+        resource_names: Sequence[str],
+        most_states: int,
     ) -> None:
         self._observation_R = observation_R
-        self.centre = vocabulary.window_rows // 2 << 4 | vocabulary.window_cols // 2
+        self._centre = vocabulary.window_rows // 2 << 4 | vocabulary.window_cols // 2
         """Location of the agent itself."""
-        self._num_states = num_states
+        self._first_states = min(most_states, 1024)
         self._num_tokens = min(24, observation_R.shape[1])
         self._tokens = np.empty((0, 0, 0, 3), np.uint8)  # until somebody asks for facts
-        self.clock = 0
+        self._clock = 0
+        self._starts: dict[int, int] = {}
+        """First row of a world -> clock at the first state of its episode."""
+        self._num_resources = len(resource_names)
+        self._moves_F2 = np.zeros((256, 2), np.int16)
+        for name, move in _MOVES.items():
+            if name in vocabulary.features:
+                self._moves_F2[vocabulary.features[name]] = move
+        self._resource_F = np.full(256, -1, np.int16)
+        self._unit_F = np.zeros(256, np.int16)
+        for index, resource in enumerate(resource_names):
+            for suffix, unit in (("", 1), (":p1", TOKEN_VALUE_BASE)):
+                feature = vocabulary.features.get(f"inv:{resource}{suffix}")
+                if feature is not None:
+                    self._resource_F[feature], self._unit_F[feature] = index, unit
 
-    def start(self, rows: slice) -> int:
-        """Notes the first state of a world between two steps; the clock at that state."""
+    def start(self, rows: slice) -> None:
+        """Notes the first state of a world between two steps."""
         if not len(self._tokens):
-            shape = (self._num_states, len(self._observation_R), self._num_tokens, 3)
-            self._tokens = np.full(shape, PADDING, np.uint8)
+            self._tokens = self._blank(self._first_states)
+        self._starts[rows.start] = self._clock
         self._keep(rows)
-        return self.clock
+
+    def forget(self, rows: slice) -> None:
+        """Gives up an episode that nobody will ask for."""
+        self._starts.pop(rows.start, None)
 
     def note(self) -> None:
         """Notes the state after a step of all worlds."""
-        self.clock += 1
+        self._clock += 1
+        first = min(self._starts.values())
+        if self._clock - first >= (num_states := len(self._tokens)):
+            longer, kept = self._blank(2 * num_states), np.arange(first, self._clock)
+            longer[kept % len(longer)] = self._tokens[kept % num_states]
+            self._tokens = longer
         self._keep(slice(0, len(self._observation_R)))
+
+    def _blank(self, num_states: int) -> UInt8[np.ndarray, "S R n 3"]:
+        shape = (num_states, len(self._observation_R), self._num_tokens, 3)
+        return np.full(shape, PADDING, np.uint8)
 
     def _keep(self, rows: slice) -> None:
         while self._is_own(self._observation_R[rows, self._num_tokens - 1, 0]).any():
@@ -280,20 +328,44 @@ class _Sightings:
             padding = np.full((*self._tokens.shape[:2], more, 3), PADDING, np.uint8)
             self._tokens = np.concatenate([self._tokens, padding], axis=2)
             self._num_tokens += more
-        at = self.clock % self._num_states
-        self._tokens[at, rows] = self._observation_R[rows, : self._num_tokens]
+        self._tokens[self._clock % len(self._tokens), rows] = self._observation_R[
+            rows, : self._num_tokens
+        ]
 
-    def since(self, clock: int, rows: slice) -> UInt8[np.ndarray, "S A n 3"]:
-        """The tokens about the agents themselves, from the state at `clock` to the last: they come first, then others
-        by distance.
-        """
-        at_S = np.arange(clock, self.clock + 1) % self._num_states
-        is_own_n = np.atleast_1d(self._is_own(self._tokens[:, rows, :, 0][at_S]).any((0, 1)))
-        num_own = len(is_own_n) if is_own_n.all() else int(is_own_n.argmin())
-        return self._tokens[:, rows, :num_own][at_S]
+    def end(self, rows: slice) -> "_Told":
+        """What the agents of a world were told from the first state of its episode to the last."""
+        start = self._starts.pop(rows.start)
+        shape = (self._clock + 1 - start, rows.stop - rows.start)
+        told = _Told(
+            np.zeros((*shape, 2), np.int16), np.zeros((*shape, self._num_resources), np.int16)
+        )
+        read_own_tokens(
+            self._tokens,
+            start,
+            rows.start,
+            GLOBAL,
+            self._centre,
+            self._moves_F2,
+            self._resource_F,
+            self._unit_F,
+            *told,
+        )
+        return told
 
     def _is_own(self, location: UInt8[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
-        return (location == GLOBAL) | (location == self.centre)
+        return (location == GLOBAL) | (location == self._centre)
+
+
+_MOVES = {"lp:south": (1, 0), "lp:north": (-1, 0), "lp:east": (0, 1), "lp:west": (0, -1)}
+"""Feature that tells how far an agent is from where it started -> rows and columns of a unit."""
+
+
+class _Told(NamedTuple):
+    """What agents were told of themselves."""
+
+    moved_SA2: Int16[np.ndarray, "S A 2"]
+    """Rows and columns from where each started."""
+    amount_SAI: Int16[np.ndarray, "S A I"]
 
 
 class _Scribe:
@@ -322,8 +394,10 @@ class _Scribe:
         self._counter_names = counter_names
         self._max_steps = max_steps
         self._num_agents = rows.stop - rows.start
-        self._start_clock = sightings.start(rows)
-        self._counters: list[list[float]] = []
+        sightings.start(rows)
+        self._counted = list(product(range(self._num_agents), counter_names))
+        self._counters: list[list[float | None]] = []
+        """None of what has not happened yet."""
         spawn = self._query_agents()
         self._spawn_A2 = np.array([(agent["r"], agent["c"]) for agent in spawn], np.int16)
         self._team_A = np.array([agent["agent:group"] for agent in spawn], np.int16)
@@ -339,13 +413,7 @@ class _Scribe:
     def note(self) -> None:
         """Asks the simulator what no observation tells."""
         if self._counter_names:
-            self._counters.append(
-                [
-                    self._sim.get_agent_stat(agent, name) or 0.0
-                    for agent in range(self._num_agents)
-                    for name in self._counter_names
-                ]
-            )
+            self._counters.append(list(starmap(self._sim.get_agent_stat, self._counted)))
         if not self._vocabulary.tells_position:
             self._queried_positions.append(
                 [(agent["r"], agent["c"]) for agent in self._query_agents()]
@@ -363,14 +431,19 @@ class _Scribe:
 
     def facts(self) -> Facts:
         """The facts of the episode so far."""
-        states = self._sightings.since(self._start_clock, self._rows)
-        return self._facts(self._position(states), self._inventory(states), self._counters)
+        told = self._sightings.end(self._rows)
+        position_SA2 = (
+            self._spawn_A2 + told.moved_SA2
+            if self._vocabulary.tells_position
+            else np.array(self._queried_positions, np.int16)
+        )
+        return self._facts(position_SA2, told.amount_SAI, self._counters)
 
     def _facts(
         self,
         position_SA2: Int16[np.ndarray, "S A 2"],
         inventory_SAI: Int16[np.ndarray, "S A I"],
-        counters: list[list[float]],
+        counters: list[list[float | None]],
     ) -> Facts:
         return Facts(
             map_HW=self._map_HW,
@@ -378,7 +451,7 @@ class _Scribe:
             position_SA2=position_SA2,
             inventory_SAI=inventory_SAI,
             resource_names=self._resource_names,
-            counter_SAN=np.array(counters, np.float32).reshape(
+            counter_SAN=np.nan_to_num(np.array(counters, np.float32)).reshape(
                 *position_SA2.shape[:2], len(self._counter_names)
             ),
             counter_names=self._counter_names,
@@ -386,31 +459,3 @@ class _Scribe:
             max_steps=self._max_steps,
             view_radius=(self._vocabulary.window_rows // 2, self._vocabulary.window_cols // 2),
         )
-
-    def _position(self, states: UInt8[np.ndarray, "S A N 3"]) -> Int16[np.ndarray, "S A 2"]:
-        if not self._vocabulary.tells_position:
-            return np.array(self._queried_positions, np.int16)
-        is_global = states[..., 0] == GLOBAL
-        south, north, east, west = (
-            (
-                states[..., 2] * (is_global & (states[..., 1] == self._vocabulary.features[name]))
-            ).sum(-1, dtype=np.int16)
-            for name in ("lp:south", "lp:north", "lp:east", "lp:west")
-        )
-        return self._spawn_A2 + np.stack([south - north, east - west], -1)
-
-    def _inventory(self, states: UInt8[np.ndarray, "S A N 3"]) -> Int16[np.ndarray, "S A I"]:
-        """Own inventory: tokens at the centre of the window; `inv:x:p1` carries the multiples of 256."""
-        own = states[..., 0] == self._sightings.centre
-        amount_SAI = np.zeros((*states.shape[:2], len(self._resource_names)), np.int16)
-        own_feature = np.where(own, states[..., 1], PADDING)
-        present = set(np.unique(own_feature).tolist())
-        for index, resource in enumerate(self._resource_names):
-            for suffix, unit in (("", 1), (":p1", TOKEN_VALUE_BASE)):
-                feature = self._vocabulary.features.get(f"inv:{resource}{suffix}")
-                if feature in present:
-                    token = own_feature == feature
-                    amount_SAI[..., index] += unit * (states[..., 2] * token).sum(
-                        -1, dtype=np.int16
-                    )
-        return amount_SAI

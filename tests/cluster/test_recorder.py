@@ -35,6 +35,7 @@ from interp.recording import activations
 from interp.rollout import SequenceEnd
 from interp.sampling import mean
 from interp.worlds.mettagrid import MettagridFactory
+from interp.worlds.world import World, WorldFactory
 
 pytestmark = pytest.mark.mettagrid
 FACTORY = MettagridFactory.load("forage")
@@ -78,6 +79,30 @@ def test_the_number_of_worlds_at_once_changes_no_byte(recorded, tmp_path: Path) 
         assert plan_recording(other, add_policy(other), FACTORY, CONFIG) == plan
         record_here(other, plan, num_worlds=num_worlds)
         assert objects(other, "recordings") == objects(store, "recordings")
+
+
+def test_two_batches_in_turns_change_no_byte(recorded, tmp_path: Path) -> None:
+    class OnAGpu(Studio):
+        """Plays in two batches, as it would if its policies computed elsewhere."""
+
+        def batches(
+            self, factory: WorldFactory, num_worlds: int, device: Device = "cpu"
+        ) -> tuple[World, ...]:
+            assert device == "cpu"
+            worlds = super().batches(factory, num_worlds, "cuda")
+            assert [world.num_worlds for world in worlds] == [1, 1]
+            assert worlds[0] is not worlds[1]
+            return worlds
+
+    store, plan = recorded
+    other = Store.open(tmp_path / "turns")
+    add_policy(other)
+    recordings.begin(other, plan)
+    studio = OnAGpu(other)
+    for shard in plan.shards:
+        studio.run(RecordShard(plan=plan, shard=shard, factory=FACTORY))
+    recordings.commit(other, plan)
+    assert objects(other, "recordings") == objects(store, "recordings")
 
 
 def test_rows_carry_their_key_and_stay_together_by_episode(recorded) -> None:
@@ -369,3 +394,20 @@ def test_a_shard_has_as_many_episodes_as_fill_a_batch_and_fit_memory(store: Stor
     assert caplog.records == []
     assert episodes(10_000, episodes_per_shard=1024) == 1024
     assert "a shard takes up to" in caplog.text
+    assert "within 1.5 GiB" in caplog.text
+
+
+def test_a_shard_of_256_episodes_is_within_what_an_actor_may_take(store: Store, caplog) -> None:
+    config = RecordingConfig(num_episodes=1024, episodes_per_shard=256, sites=("lstm.h", "lstm.c"))
+    plan_recording(store, add_policy(store), FACTORY, config)
+    assert caplog.records == []
+
+
+def test_an_episode_that_no_actor_could_hold_is_refused_before_it_is_played(store: Store) -> None:
+    config = FACTORY.mettagrid_config.model_copy(deep=True)
+    config.game.max_steps = 1_000_000
+    endless = MettagridFactory(name="endless", config_json=config.model_dump_json())
+    policy_id = add_policy(store)
+    with pytest.raises(ValueError, match=r"up to 1000000 steps.*every n-th step.*max_steps"):
+        plan_recording(store, policy_id, endless, CONFIG)
+    assert plan_recording(store, policy_id, endless, CONFIG, steps=SequenceEnd()).shards

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from interp.recording import (
@@ -15,6 +15,7 @@ from interp.recording import (
     episode_rows,
     label_columns,
     row_schema,
+    shard_rows,
     steps_before,
 )
 from interp.records import KEY_FIELDS, Episode
@@ -51,6 +52,7 @@ def rows(one: Episode) -> pa.Table:
     )
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(
         np.float32,
@@ -77,6 +79,26 @@ def test_activations_come_back_from_pieces() -> None:
         activations(whole.slice(2, 4), "encoder"), activations(whole, "encoder")[2:6]
     )
     assert activations(whole.slice(0, 0), "encoder").shape == (0, D)
+
+
+def test_rows_of_several_episodes_are_those_of_each() -> None:
+    first, second = episode(captured=(0, 2, 4)), replace(episode(captured=(1, 3)), env_seed=12)
+    together = shard_rows(
+        [first, second],
+        {name: np.concatenate([label_TA, ~label_TA]) for name, label_TA in LABELS.items()},
+        policy_id="p-1",
+        step=64,
+        world="w",
+        first_env_seed=2,
+        site_widths=WIDTHS,
+    )
+    inverted = {name: ~label_TA for name, label_TA in LABELS.items()}
+    keys = {"policy_id": "p-1", "step": 64, "world": "w", "site_widths": WIDTHS}
+    one_by_one = [
+        episode_rows(first, LABELS, episode_number=9, **keys),
+        episode_rows(second, inverted, episode_number=10, **keys),
+    ]
+    assert together.combine_chunks().equals(pa.concat_tables(one_by_one).combine_chunks())
 
 
 def test_labels_come_back_in_the_order_asked_for() -> None:

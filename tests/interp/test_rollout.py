@@ -130,6 +130,7 @@ def test_as_many_worlds_as_memory_trials_and_speed_allow() -> None:
     spec = FACTORY.spec
     sites = {"lstm.h": 128, "lstm.c": 128}
     assert fitting_worlds(spec, sites, 1000) == 64
+    assert fitting_worlds(spec, {}, 1000) == 128  # nothing is captured: passes of 512 rows
     assert fitting_worlds(spec, sites, 7) == 7
     endless = replace(spec, max_steps=1_000_000)
     assert fitting_worlds(endless, sites, 1000) == 1

@@ -1,5 +1,6 @@
 """A pass of more rows is used only where it computes the same bits."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from interp import tiles
 from interp.policies.policy import State, Step
 from interp.policies.taps import Tap
-from interp.tiles import REFERENCE_ROWS, SIZES, exact_rows, tile_sizes
+from interp.tiles import REFERENCE_ROWS, SIZES, exact_sizes, fastest, tile_sizes
 
 OBSERVATION_R = np.random.default_rng(0).standard_normal((700, 3)).astype(np.float32)
 
@@ -40,7 +41,7 @@ class Rounding:
 
 @pytest.mark.parametrize("exact", SIZES)
 def test_the_largest_pass_that_computes_the_same_bits_is_found(exact: int) -> None:
-    assert exact_rows(Rounding(exact), OBSERVATION_R) == exact
+    assert exact_sizes(Rounding(exact), OBSERVATION_R)[-1] == exact
 
 
 def test_a_difference_in_one_row_is_enough() -> None:
@@ -51,7 +52,7 @@ def test_a_difference_in_one_row_is_enough() -> None:
                 step.value_R[77] += 1e-7
             return step
 
-    assert exact_rows(OneRow(256), OBSERVATION_R) == REFERENCE_ROWS
+    assert exact_sizes(OneRow(256), OBSERVATION_R) == [REFERENCE_ROWS]
 
 
 @pytest.mark.parametrize(
@@ -68,10 +69,38 @@ def test_a_difference_in_one_row_is_enough() -> None:
     ],
 )
 def test_passes_cover_the_batch_with_little_padding(
-    rows: int, exact: int, expected: Sequence[int]
+    rows: int, exact: int, expected: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tiles, "fastest", lambda _policy, _observation_R, sizes: sizes[-1])
     policy = Rounding(exact)
     assert tile_sizes(policy, OBSERVATION_R[:rows], known_as=policy) == expected
+
+
+def test_of_exact_passes_the_one_with_the_cheapest_rows_is_used() -> None:
+    class Slow(Rounding):
+        """A row costs 20 us in passes of 64 and 256 rows and next to nothing in those of 128."""
+
+        def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step:
+            num_rows = len(observation_R)
+            until = time.thread_time() + (0 if num_rows == 128 else 2e-5 * num_rows)
+            while time.thread_time() < until:
+                pass
+            return super().step(observation_R, state, tap)
+
+    assert fastest(Slow(256), OBSERVATION_R, [64, 128, 256]) == 128
+    slow = Slow(256)
+    assert tile_sizes(slow, OBSERVATION_R[:256], known_as=slow) == [128, 128]
+
+
+def test_a_pass_that_is_not_exact_ends_the_search() -> None:
+    class NotAt128(Rounding):
+        def step(self, observation_R: np.ndarray, state: State, tap: Tap) -> Step:
+            step = super().step(observation_R, state, tap)
+            if len(observation_R) == 128:
+                step.value_R[3] += 1e-7
+            return step
+
+    assert exact_sizes(NotAt128(512), OBSERVATION_R) == [64]
 
 
 def test_a_policy_is_asked_once_in_its_life() -> None:
@@ -89,4 +118,4 @@ def test_a_small_batch_asks_nothing() -> None:
     policy = Rounding(256)
     assert tile_sizes(policy, OBSERVATION_R[:50], known_as=policy) == [REFERENCE_ROWS]
     assert policy.passes == []
-    assert policy not in tiles._exact
+    assert policy not in tiles._best

@@ -7,7 +7,7 @@ import pytest
 
 from interp.records import Trace, VariableLabel
 from interp.worlds.gymnasium import GymnasiumFactory
-from interp.worlds.labels import check_labels, compute_labels
+from interp.worlds.labels import check_labels, compute_labels, compute_labels_together
 from interp.worlds.tasks import CART_POLE, MINIGRID_MEMORY, Task
 
 LEFT, RIGHT, FORWARD, PICKUP, TOGGLE = 0, 1, 2, 3, 5
@@ -78,6 +78,22 @@ def test_a_range_holds_from_its_lower_border_to_below_its_upper_one() -> None:
     values_SA = np.array([[0.5, 1.0], [1.5, 2.0], [9, 9]], np.float32)
     found = compute_labels(Trace(variables={"x": values_SA}, labels={"x": label}))
     np.testing.assert_array_equal(found["x"], [[False, True], [True, False]])
+
+
+def test_labels_of_several_episodes_are_those_of_each() -> None:
+    one = cart_pole(pole_angle=[0.1, 0.1, -0.1], pole_velocity=[1, -1, 1])
+    other = cart_pole(pole_angle=[-0.1, 0.1, -0.1, 0], pole_velocity=[1, 1, -1, 1])
+    names = tuple(one.labels)
+    together = compute_labels_together([one, other], names)
+    assert tuple(together) == names
+    for name in names:
+        each = [compute_labels(trace, [name])[name] for trace in (one, other)]
+        np.testing.assert_array_equal(together[name], np.concatenate(each), err_msg=name)
+    derived = "pole_falls@within2"  # what looks ahead ends with its episode
+    each = [compute_labels(trace, [derived])[derived] for trace in (one, other)]
+    np.testing.assert_array_equal(
+        compute_labels_together([one, other], [derived])[derived], np.concatenate(each)
+    )
 
 
 # MiniGrid's memory task, played by hand: seed after seed, the way is a straight hallway to the east
