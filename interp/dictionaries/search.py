@@ -90,7 +90,10 @@ class Space:
 
     def _check_used(self) -> None:
         """ValueError if no family that is tried has a field of the space: it would change nothing."""
-        tried = list(self.values.get(_NAME, ())) or [self._base.family.name]
+        names = self.values.get(_NAME)
+        tried = (
+            [self._base.family.name] if names is None or isinstance(names, Range) else list(names)
+        )
         has = {name: own_fields(name) for name in FAMILIES}
         for name in self.values:
             field = name.removeprefix(_FAMILY)

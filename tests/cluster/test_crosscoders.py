@@ -134,7 +134,7 @@ def test_shared_and_own_features_are_told_apart_in_what_is_printed(store, traine
     counts, shown = presence_views(
         read_presence(store, entry.crosscoder_id), entry.policies, ("wide", "narrow"), show=3
     )
-    kinds, numbers = (list(column.cells) for column in counts.columns)
+    kinds, numbers = ([str(cell) for cell in column.cells] for column in counts.columns)
     assert kinds == ["all", "wide alone", "narrow alone", "some, or in part", "silent"]
     counted = [int(str(number)) for number in numbers]
     assert sum(counted) == entry.d_sae
