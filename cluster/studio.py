@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from cluster import policies, recordings
 from cluster.placement import Device, device_of, take_device
-from cluster.process import settle
+from cluster.process import round_alike, settle
 from cluster.store import Store
 from interp.policies.bundle import PolicyBundle
 from interp.policies.factories import allow
@@ -46,6 +46,7 @@ class Studio:
                 compute there.
         """
         settle()
+        round_alike()
         allow(*factories)
         self.store = store
         self._device = take_device(device_of(gpus), gpus)

@@ -14,6 +14,7 @@ WANDB_CANARY = "c4n4ryK3y" + "0" * 31
 
 # Before anything imports torch or Ray, which read them once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO")  # as `cluster.process.round_alike` does
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Nobody's real account hears of what is tested.
 os.environ["WANDB_MODE"] = "disabled"

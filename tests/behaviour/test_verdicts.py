@@ -104,7 +104,7 @@ def test_what_only_goes_with_a_used_concept_has_no_effect(
 ) -> None:
     """Generator and shadow are there at the same steps, and a score cannot tell them apart; steering can, whichever of
     them the head reads. As neither was ever there without the other, what it shows is off the manifold."""
-    head = Head({("noop", read): 4.0}, {"noop": 0.5})
+    head = Head({("noop", read): 4.0}, {"noop": 0.5}, with_shadow=True)
     asked = experiment(store, head, (read, shown), SMALL)
     tracks = read_tracks(
         store, asked.recording_id, site=SITE, labels=("battery_proximity",), stride_steps=1

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.mettagrid
 
 LABEL = "battery_proximity"
 SOON = f"{LABEL}@within2"
-CONFIG = EvolutionConfig(episodes_per_player=28)
+CONFIG = EvolutionConfig(episodes_per_player=10)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,9 @@ def test_a_checkpoint_is_scored_by_all_that_is_followed_and_by_labels_that_look_
     """Probe and latent read what was planted; a unit, which the planted directions are spread over, reads less."""
     studio = Studio(store)
     played = RecordingConfig(
-        first_env_seed=CONFIG.first_env_seed, num_episodes=CONFIG.episodes_per_player, sites=()
+        first_env_seed=CONFIG.first_env_seed,
+        num_episodes=3 * CONFIG.episodes_per_player,  # one player has the share of three
+        sites=(),
     )
     plan = plan_recording(store, asked.policy_id, FACTORY, played)
     recordings.begin(store, plan)

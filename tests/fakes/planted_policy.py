@@ -2,18 +2,17 @@
 
 The network sees a generator close by, a mine, itself, carried ore, and odds and ends. Its gates are open and
 its recurrent weights zero, so h is nearly `MIXING @ x`: each concept lies along a direction of its own, none of which
-is an axis and two of which overlap. Ore alone has a unit to itself, which never forgets. A shadow is there whenever a
-generator is, along a direction that is not the generator's. The dictionary is the inverse of that matrix, unless a test
-trains one; the head is written by each test.
+is an axis and two of which overlap. Ore alone has a unit to itself, which never forgets. A shadow, where a test wants
+one, is there whenever a generator is, along a direction that is not the generator's. The dictionary is the inverse of
+that matrix; the head is written by each test.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 
 from cluster import dictionaries, policies, recordings
 from cluster.recorder import RecordingConfig, RecordShard, plan_recording
@@ -85,6 +84,8 @@ class Head:
 
     weights: Mapping[tuple[str, int], float]
     bias: Mapping[str, float]
+    with_shadow: bool = False
+    """Does a generator cast its shadow? Then the two are never apart, and whoever moves one leaves the manifold."""
 
 
 STANDS_STILL = Head({("noop", GENERATOR): 4.0}, {"noop": 0.5})
@@ -119,8 +120,9 @@ def planted(head: Head) -> TokenLstmPolicy:
         generator = np.random.default_rng(0)
         table[rows((centre, features["tag"], tags.index("type:agent"))), ITSELF] = 1
         table[rows(*things("generator", 3)), NEARBY] = 1
-        table[rows(*things("generator", 2)), SHADOW] = 1
-        for number in range(NEARBY + 1, SHADOW):
+        if head.with_shadow:
+            table[rows(*things("generator", 2)), SHADOW] = 1
+        for number in range(NEARBY + 1, SHADOW if head.with_shadow else ORE):
             thing = tags.index(generator.choice(["type:agent", "type:altar", "type:mine"]))
             cells = generator.integers(0, architecture.window_rows, (8, 2))
             seen = [(row << 4 | col, features["tag"], thing) for row, col in cells.tolist()]
@@ -183,12 +185,8 @@ class Prepared:
     dict_id: str
 
 
-Training = Callable[[Float32[np.ndarray, "N D"]], Dictionary]
-"""Makes a dictionary of recorded activations."""
-
-
-def prepared(store: Store, head: Head, train: Training | None = None) -> Prepared:
-    """The policy, a fresh one, a recording and its dictionary: the exact inverse, or a trained one."""
+def prepared(store: Store, head: Head) -> Prepared:
+    """The policy, a fresh one, a recording and its dictionary."""
     studio = Studio(store)
     policy = planted(head)
     policy_id = kept(store, policy, "planted")
@@ -205,15 +203,11 @@ def prepared(store: Store, head: Head, train: Training | None = None) -> Prepare
     for shard in recordings.missing_shards(store, plan):
         studio.run(RecordShard(plan=plan, shard=shard, factory=FACTORY))
     recordings.commit(store, plan)
-    known = dictionary()
-    if train is not None:
-        tracks = read_tracks(store, plan.recording_id, site=SITE, labels=(), stride_steps=1)
-        known = train(tracks.activation_ESD[tracks.mask_ES])
     return Prepared(
         policy_id=policy_id,
         untrained_id=kept(store, untrained, "untrained"),
         recording_id=plan.recording_id,
-        dict_id=dictionaries.save(store, "d-" + "0" * 16, known, {}).dict_id,
+        dict_id=dictionaries.save(store, "d-" + "0" * 16, dictionary(), {}).dict_id,
     )
 
 
@@ -222,21 +216,14 @@ def experiment(
     head: Head,
     concepts: tuple[int, ...],
     config: SteeringConfig = CONFIG,
-    *,
-    train: Training | None = None,
 ) -> Experiment:
-    """What is asked about some of its concepts; of a trained dictionary about the latents that lie along them."""
-    made = prepared(store, head, train)
+    """What is asked about some of its concepts."""
+    made = prepared(store, head)
     tracks = read_tracks(store, made.recording_id, site=SITE, labels=(), stride_steps=1)
-    known = latents(dictionaries.load(store, made.dict_id), tracks.activation_ESD[tracks.mask_ES])
-    place = {concept: concept for concept in concepts}
-    if train is not None:
-        length_F = np.maximum(np.linalg.norm(known.write_FD, axis=1), 1e-12)
-        along_FC = known.write_FD @ MIXING / length_F[:, None]
-        place = {concept: int(along_FC[:, concept].argmax()) for concept in concepts}
+    known = latents(dictionary(), tracks.activation_ESD[tracks.mask_ES])
     return asked_about(
         made,
-        tuple(known.steered(place[concept], label=LABELS[concept]) for concept in concepts),
+        tuple(known.steered(concept, label=LABELS[concept]) for concept in concepts),
         config,
     )
 

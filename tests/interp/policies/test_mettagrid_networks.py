@@ -20,6 +20,7 @@ from interp.policies.recognition import recognise
 from interp.policies.taps import Edit, RecordingTap, RowEdits
 from interp.policies.translation import TokenNetwork
 from interp.rollout import Capture, Trial, roll
+from interp.tiles import REFERENCE_ROWS
 from interp.worlds.mettagrid import MettagridFactory
 
 NUM_TOKENS, STEPS, ROWS = 12, 4, 5
@@ -257,10 +258,13 @@ def test_a_network_computes_what_its_makers_computed(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_row_does_not_depend_on_the_others(name: str) -> None:
-    made, observation_TR = network(name), observations()
+    """In a pass of as many rows as numbers are defined by; of fewer some processors round the last ones otherwise."""
+    made = network(name)
+    observation_TR = observations()[:, np.resize(np.arange(ROWS), REFERENCE_ROWS)]
+    order_R = np.random.default_rng(1).permutation(REFERENCE_ROWS)
     logits, _ = play(made, observation_TR)
-    shuffled, _ = play(made, observation_TR[:, ::-1].copy())
-    torch.testing.assert_close(logits.flip(1), shuffled, atol=0, rtol=0)
+    shuffled, _ = play(made, observation_TR[:, order_R])
+    torch.testing.assert_close(logits[:, order_R], shuffled, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
