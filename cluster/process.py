@@ -29,7 +29,7 @@ def settle() -> None:
 def round_alike() -> None:
     """A row's products do not depend on where it lies in memory or in its batch; to be called before the first product.
 
-    Without this, MKL chooses its loops by size and alignment, and on some processors (an AMD EPYC) rows of one batch are
-    rounded in two ways. It costs 10 to 15 % of a product there. Whoever has set MKL_CBWR knows better.
+    Without this, MKL chooses its loops by size and alignment, and on some processors (an AMD EPYC) rows of one batch
+    are rounded in two ways. It costs 10 to 15 % of a product there. Whoever has set MKL_CBWR knows better.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO")  # MKL reads it at its first call

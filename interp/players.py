@@ -12,6 +12,7 @@ avoidance             wanders, as far as it can from hazards and from enemies th
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -98,15 +99,17 @@ class Walker:
         """The same for any cells; a step aside if somebody is in the way."""
         if steps_HW is None:
             steps_HW = steps_to(goal_HW, free_HW=self.free_HW)
+        return self.best_move(agent, partial(self._steps_from, goal_HW, steps_HW))
 
-        def cost(cell: tuple[int, int]) -> float:
-            if goal_HW[cell]:
-                return -1.0
-            if not self.free_HW[cell] or cell in self._taken:
-                return float("inf")
-            return float(steps_HW[cell])
-
-        return self.best_move(agent, cost)
+    def _steps_from(
+        self, goal_HW: np.ndarray, steps_HW: np.ndarray, cell: tuple[int, int]
+    ) -> float:
+        """To the goal, by way of a cell where nobody stands; -1 in the goal itself."""
+        if goal_HW[cell]:
+            return -1.0
+        if not self.free_HW[cell] or cell in self._taken:
+            return float("inf")
+        return float(steps_HW[cell])
 
     def best_move(self, agent: int, cost: Callable[[tuple[int, int]], float]) -> str:
         """The move to the neighbouring cell of least cost; noop if none is finite."""
@@ -177,14 +180,14 @@ def avoidance(walker: Walker, agent: int) -> str:
     """Anywhere but nearer to a danger."""
     danger_HW = walker.danger(agent)
     here = min(CAREFUL, int(danger_HW[tuple(walker.position_A2[agent])]))
+    return walker.best_move(agent, partial(_risk, walker, danger_HW, here))
 
-    def cost(cell: tuple[int, int]) -> float:
-        if not walker.is_standable(cell):
-            return float("inf")
-        safety = min(CAREFUL, int(danger_HW[cell]))
-        return float(-safety) if safety >= here else float("inf")  # rather stand than come nearer
 
-    return walker.best_move(agent, cost)
+def _risk(walker: Walker, danger_HW: np.ndarray, here: int, cell: tuple[int, int]) -> float:
+    if not walker.is_standable(cell):
+        return float("inf")
+    safety = min(CAREFUL, int(danger_HW[cell]))
+    return float(-safety) if safety >= here else float("inf")  # rather stand than come nearer
 
 
 @dataclass(frozen=True, slots=True)
