@@ -48,11 +48,11 @@ demo: $(RUN_STAMP)  ## run the main job, small: train, record, decompose, score,
 	$(BIN)/sparsight pipeline demo --store $(STORE) --study demo $(DEMO_ARGS)
 
 test: $(DEV_STAMP)  ## run the test suite (PYTEST_ARGS='-k store' narrows it)
-	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) -m 'not ray and (not chaos or everyday)' $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -q -m 'ray and (not chaos or everyday)' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) -m 'not ray and not long and (not chaos or everyday)' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m 'ray and not long and (not chaos or everyday)' $(PYTEST_ARGS)
 
-chaos: $(DEV_STAMP)  ## kill writers and break servers at every step (the slow half of the tests)
-	$(BIN)/python -m pytest -q -m chaos $(PYTEST_ARGS)
+chaos: $(DEV_STAMP)  ## kill writers and break servers at every step, and other long tests (the slow half)
+	$(BIN)/python -m pytest -q -m 'chaos or long' $(PYTEST_ARGS)
 
 check: lint types layers dependencies spelling manifests docs  ## lint, format, types, layers, dependencies, spelling, manifests, docs (-k: all)
 

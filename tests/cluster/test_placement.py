@@ -72,7 +72,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(420)
 def test_trials_land_on_nodes_with_a_gpu_and_are_told_which(seen: dict[str, Any]) -> None:
     assert len(seen["with_gpu"]) == 2
@@ -82,7 +82,7 @@ def test_trials_land_on_nodes_with_a_gpu_and_are_told_which(seen: dict[str, Any]
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(420)
 def test_as_many_trials_share_a_gpu_as_its_parts_allow(seen: dict[str, Any]) -> None:
     most = 0
@@ -98,7 +98,7 @@ def test_as_many_trials_share_a_gpu_as_its_parts_allow(seen: dict[str, Any]) -> 
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(420)
 def test_actors_that_ask_for_a_gpu_get_one_each(seen: dict[str, Any]) -> None:
     assert {node for node, _ in seen["actors"]} == set(seen["with_gpu"])
@@ -106,7 +106,7 @@ def test_actors_that_ask_for_a_gpu_get_one_each(seen: dict[str, Any]) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(420)
 def test_what_no_node_can_give_is_refused_by_name_before_work_starts(seen: dict[str, Any]) -> None:
     two, five_halves, three, uneven = seen["refusals"]

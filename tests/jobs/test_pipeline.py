@@ -32,7 +32,7 @@ def test_the_study_says_what_it_is_made_of(finished: tuple[DemoPipelineConfig, S
     assert Study.from_json(json.dumps(written)) == study
     steps = [policy["step"] for policy in written["policies"]]
     assert steps == [number * 4096 for number in (0, 1, 2, 4, 8)]
-    assert written["policies"][0]["n_episodes"] == 6
+    assert written["policies"][0]["n_episodes"] == 10
     assert {trial["config"]["family"]["name"] for trial in written["sweep"]} == {
         "batch_topk",
         "relu_l1",

@@ -326,6 +326,7 @@ def test_a_verb_runs_on_a_cluster_once_and_no_secret_goes_with_it(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_job_whose_store_is_on_s3_leaves_its_work_there(
     submitting: RayHead,
@@ -393,6 +394,7 @@ def ray_job_submit(head: RayHead, *arguments: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_ray_s_own_command_runs_a_verb_as_it_is(submitting: RayHead, here: Path) -> None:
     verb = ["jobs.sequences", *BANK[1:], "--bank.episodes-per-player", "2"]

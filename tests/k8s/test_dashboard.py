@@ -293,7 +293,7 @@ class Deadly:
 
 @pytest.mark.ray
 @pytest.mark.mettagrid
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_every_metric_that_is_asked_for_is_on_the_endpoint_after_a_small_study(
     ray_session, store, s3_store, s3_server
