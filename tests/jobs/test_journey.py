@@ -24,6 +24,7 @@ RUN = "acme/foraging/abc123"
 TINY = """
     --names hazard-s0 --study tiny --actors 2 --concepts-per-policy 1 --stability-seeds 1 --evaluate.num-episodes 10
     --record.num-episodes 40 --record.episodes-per-shard 8 --discover.discovery.max-clusters 8
+    --discover.max-episodes 150
     --sweep.d-sae 64 --sweep.samples 40000 --sweep.k 8 16 --sweep.l1 1.0 --sweep.target-l0 4.0 40.0
     --score.num-permutations 1500 --score.min-auroc 0.5 --score.max-q-value 0.2
     --steer.selection-episodes 4 --steer.num-episodes 10 --steer.add-doses 0.0 2.0 --steer.clamp-doses 0.0
