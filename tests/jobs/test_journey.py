@@ -125,7 +125,10 @@ def test_policies_of_a_wandb_run_in_a_store_on_s3_give_the_findings_of_the_files
     found = Study.from_json(store.get("studies/tiny/study.json").decode())
     lineage = {
         kind: [model.versions(table_id)[0] for table_id in getattr(found, kind)]
-        for kind in ("concepts", "effects", "verdicts", "lineages", "windows", "clips")
+        for kind in (
+            *("concepts", "groups", "findings", "effects", "verdicts", "lineages", "windows"),
+            *("clips", "splices"),
+        )
     }
     (concepts,), (effects,) = lineage["concepts"], lineage["effects"]
     policy = model.versions("hazard")[0]  # the last checkpoint was logged first
