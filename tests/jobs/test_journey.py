@@ -19,7 +19,7 @@ from tests.fakes.wandb_client import Logged, log_run
 from tests.fakes.wandb_server import WandbServer
 from tests.jobs.small_study import FINDINGS, tables
 
-pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 RUN = "acme/foraging/abc123"
 TINY = """
     --names hazard-s0 --study tiny --actors 2 --concepts-per-policy 1 --stability-seeds 1 --evaluate.num-episodes 10
@@ -103,7 +103,7 @@ def test_policies_of_a_wandb_run_in_a_store_on_s3_give_the_findings_of_the_files
             ],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

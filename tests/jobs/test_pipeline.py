@@ -13,7 +13,7 @@ from interp.study import Study
 from jobs.recipes import DemoPipelineConfig
 from tests.jobs.small_study import run_quietly, tables, tiny
 
-pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.mettagrid, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 CONCEPT_COLUMNS = (
     "latent label kind auroc auroc_lo auroc_hi f1 base_rate p_value q_value neuron_auroc pca_auroc "

@@ -55,7 +55,7 @@ def test_machines_are_told_everything(store, told):
 @pytest.mark.ray
 @pytest.mark.mettagrid
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_finished_study_has_passed_every_stage_and_one_that_lost_a_table_lacks_its_own(
     finished, told, store
 ):
